@@ -1,0 +1,85 @@
+"""Deriving the documents of a batch: what each yields through each transform of its collection."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+from bson import decode, encode
+from bson.errors import BSONError
+
+from distributary.change import CODEC, Version
+from distributary.derive.collapse import Latest
+from distributary.derive.plan import Desired, Owner
+from distributary.derive.transform import Failure, Transform, derive
+
+_NOT_BSON = (BSONError, ValueError, OverflowError, RecursionError)
+
+
+class Failed(NamedTuple):
+    """A document that one transform could not derive."""
+
+    transform: Transform
+    document: Latest
+    failure: Failure
+
+
+class Derived(NamedTuple):
+    """What a batch yields."""
+
+    desired: list[Desired]
+    failed: list[Failed]
+
+
+def derive_all(
+    documents: Iterable[Latest], transforms: Mapping[str, Sequence[Transform]], epoch: int, limit: int
+) -> Derived:
+    """Derive documents that were read; a document that is None is gone and yields nothing."""
+    result = Derived([], [])
+    for item in documents:
+        found = transforms.get(item.collection, ())
+        for transform, document in zip(found, _copies(item.document, len(found)), strict=True):
+            _derive_one(transform, item, document, epoch, limit, result)
+    return result
+
+
+def _derive_one(
+    transform: Transform,
+    item: Latest,
+    document: dict[str, Any] | None,
+    epoch: int,
+    limit: int,
+    result: Derived,
+) -> None:
+    output = [] if document is None else derive(transform, document, limit)
+    if not is_storable(item.key):
+        output = Failure(f"the source key {item.key!r} is not valid UTF-8", "")
+    if isinstance(output, Failure):
+        result.failed.append(Failed(transform, item, output))
+        return
+    owner = Owner(transform.name, item.identity)
+    version = Version(epoch, item.time)
+    result.desired.append(Desired(transform.name, item.key, owner, version, output, item.fresh))
+
+
+def _copies(document: dict[str, Any] | None, count: int) -> Iterator[dict[str, Any] | None]:
+    """Give every transform a document of its own, so that one that changes it harms no other."""
+    if document is None or count == 1:
+        yield from [document] * count
+        return
+    try:
+        raw = encode(document, codec_options=CODEC)
+    except _NOT_BSON:  # invalid UTF-8 somewhere in it
+        yield from [deepcopy(document) for _ in range(count)]
+    else:
+        yield from (decode(raw, CODEC) for _ in range(count))
+
+
+def is_storable(key: Any) -> bool:
+    """Whether a source key can be encoded again; one with invalid UTF-8 cannot."""
+    if isinstance(key, str) and key.isascii():
+        return True
+    try:
+        encode({"key": key}, codec_options=CODEC) if isinstance(key, str | dict) else None
+    except _NOT_BSON:
+        return False
+    return True

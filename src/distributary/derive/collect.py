@@ -1,0 +1,124 @@
+"""Finds what is marked and declared in loaded modules."""
+
+import ast
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+
+from distributary.derive.fingerprint import Module, Resolve, code_of, collections_in, marks, parsed
+from distributary.derive.found import Declared, Found, Marked
+from distributary.derive.records import DerivedCollection
+from distributary.derive.transform import MARK, Mark
+from distributary.errors import Fault
+
+_IMPORT = (ast.Import, ast.ImportFrom)
+
+
+def collect(modules: Sequence[Module], helpers: Iterable[Module], resolve: Resolve) -> list[Found]:
+    """Give what the transform modules hold, and what they use of the modules beside them (`helpers`).
+
+    A transform or derived collection that is imported belongs to the module that defines it. A derived
+    collection whose module is none of these belongs to the transform module that imports it.
+    """
+    own = [
+        Found(module.name, tuple(_marked(module, resolve)), tuple(_declared(module))) for module in modules
+    ]
+    named = {id(item) for found in own for marked in found.transforms for item in marked.code.collections}
+    beside = [
+        Found(module.name, (), tuple(item for item in _declared(module) if id(item.collection) in named))
+        for module in helpers
+    ]
+    known = {id(item.collection) for found in [*own, *beside] for item in found.collections}
+    foreign = [Found(module.name, (), tuple(_imported(module, known))) for module in modules]
+    return [*own, *beside, *foreign]
+
+
+def hidden(module: Module) -> Iterator[Fault]:
+    """Give a fault for each transform that a later function of the same name in its module hides."""
+    last: dict[str, int] = {}
+    for statement in reversed(parsed(module.source).body):
+        if isinstance(statement, ast.FunctionDef):
+            later = last.setdefault(statement.name, statement.lineno)
+            if later != statement.lineno and _is_marked(statement, module):
+                yield _hidden(f"{module.file}:{statement.lineno}", statement.name, later)
+
+
+def _hidden(place: str, name: str, line: int) -> Fault:
+    return Fault(
+        place, f"transform {name!r} is hidden by the function {name!r} in line {line}.", "Rename one."
+    )
+
+
+def _is_marked(statement: ast.FunctionDef, module: Module) -> bool:
+    return any(marks(decorator, module.values) for decorator in statement.decorator_list)
+
+
+def has_marks(values: Iterable[object]) -> bool:
+    """Tell whether any of a module's values is marked as a transform."""
+    return any(_mark(value) for value in values)
+
+
+def _mark(value: object) -> Mark | None:
+    mark = inspect.getattr_static(value, MARK, None)
+    return mark if isinstance(mark, Mark) else None
+
+
+def _marked(module: Module, resolve: Resolve) -> Iterator[Marked]:
+    seen: set[int] = set()
+    for line, name in _lines(module, [name for name, value in module.values.items() if _mark(value)]):
+        value = module.values[name]
+        mark = _mark(value)
+        if mark and id(value) not in seen and _defines(module, name):
+            seen.add(id(value))
+            yield Marked(mark, value, f"{module.file}:{line}", code_of(module, name, mark.source, resolve))
+
+
+def _defines(module: Module, name: str) -> bool:
+    """Tell a definition from an import or an alias of one.
+
+    What a decorator or a factory of another module made counts as defined where it was applied.
+    """
+    if getattr(module.values[name], "__module__", None) == module.name:
+        return True
+    return any(
+        isinstance(statement, ast.FunctionDef)
+        or (isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Call))
+        for statement in module.bindings.get(name, ())
+    )
+
+
+def _lines(module: Module, names: Iterable[str]) -> list[tuple[int, str]]:
+    """Give the lines that define module-level names, and the names, in the order of the lines."""
+    return sorted((_line(module, name), name) for name in names)
+
+
+def _line(module: Module, name: str) -> int:
+    statements = module.bindings.get(name, ())
+    nodes = (node for statement in statements for node in ast.walk(statement))
+    if lines := [node.lineno for node in nodes if isinstance(node, ast.FunctionDef) and node.name == name]:
+        return lines[-1]
+    code = getattr(inspect.unwrap(module.values[name]), "__code__", None)
+    return statements[0].lineno if statements else getattr(code, "co_firstlineno", 1)
+
+
+def _declared(module: Module) -> Iterator[Declared]:
+    for place, collection in _collections(module, imported=False):
+        yield Declared(collection, place)
+
+
+def _imported(module: Module, known: set[int]) -> Iterator[Declared]:
+    for place, collection in _collections(module, imported=True):
+        if id(collection) not in known:
+            yield Declared(collection, place)
+
+
+def _collections(module: Module, *, imported: bool) -> Iterator[tuple[str, DerivedCollection]]:
+    held = {name: [*collections_in(value)] for name, value in list(module.values.items())}
+    names = [name for name, found in held.items() if found and _is_imported(module, name) is imported]
+    for line, name in _lines(module, names):
+        for collection in held[name]:
+            yield f"{module.file}:{line}", collection
+
+
+def _is_imported(module: Module, name: str) -> bool:
+    statements = module.bindings.get(name, ())
+    return all(isinstance(statement, _IMPORT) for statement in statements)

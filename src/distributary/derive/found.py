@@ -1,0 +1,274 @@
+"""What the loader collects from transform modules, and everything that can be wrong with it."""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from distributary.derive.fingerprint import Code
+from distributary.derive.records import ENGINE_FIELD, DerivedCollection
+from distributary.derive.transform import Function, Mark
+from distributary.errors import Fault
+
+#: MongoDB's limit on `database.collection` is 255 bytes, and a database name takes up to 63 of them.
+MAX_DERIVED_NAME_BYTES = 255 - 63 - 1
+MAX_SOURCE_NAME_BYTES = 255 - 1 - 1
+
+#: MongoDB's limit on the fields of one index.
+MAX_INDEX_FIELDS = 32
+
+#: MongoDB allows 64 indexes on a collection; the one on `_id` and the engine's own are among them.
+MAX_INDEXES = 60
+
+_TRANSFORM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A marked function as the loader found it; `place` is `file:line`."""
+
+    mark: Mark
+    function: Function
+    place: str
+    code: Code
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A derived collection as the loader found it at module level; `place` is `file:line`."""
+
+    collection: DerivedCollection
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the loader collected in one module, in the order of its source."""
+
+    module: str
+    transforms: tuple[Marked, ...] = ()
+    collections: tuple[Declared, ...] = ()
+
+
+def faults(found: Sequence[Found]) -> list[Fault]:
+    """Give everything that is wrong with what the loader collected, each with its place and cure."""
+    transforms = [marked for module in found for marked in module.transforms]
+    declared = all_declared(found)
+    return [
+        *_each(_transform_faults, transforms),
+        *_transforms_of_one_name(transforms),
+        *_each(_collection_faults, declared),
+        *_collections_of_one_name([item for item in declared if _is_text(item.collection.name)]),
+        *_undeclared(transforms, declared),
+    ]
+
+
+def index_keys(spec: str | Sequence[str]) -> list[tuple[str, int]]:
+    """Give an index specification as MongoDB's driver takes it: `["a", "-b"]` is `[("a", 1), ("b", -1)]`.
+
+    Raises `ValueError` that says what is wrong with it.
+    """
+    fields = [spec] if isinstance(spec, str) else spec
+    if not isinstance(fields, list | tuple) or not all(isinstance(field, str) for field in fields):
+        raise ValueError(f"{spec!r:.80} is neither a field name nor a list of field names")
+    keys = [(field[1:], -1) if field.startswith("-") else (field, 1) for field in fields]
+    if problem := next(_index_problems([name for name, _ in keys]), ""):
+        raise ValueError(f"{spec!r:.80} {problem}")
+    return keys
+
+
+def _index_problems(names: list[str]) -> Iterator[str]:
+    if not names:
+        yield "has no fields"
+    if len(names) > MAX_INDEX_FIELDS:
+        yield f"has {len(names)} fields; MongoDB's limit is {MAX_INDEX_FIELDS}"
+    for name in names:
+        yield from _field_problems(name)
+    if len(set(names)) < len(names):
+        yield "names a field twice"
+    if names == ["_id"]:
+        yield "is the index on the key, which MongoDB keeps by itself"
+
+
+def _field_problems(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    if not all(parts):
+        yield "has an empty field name"
+    if any(part.startswith("$") for part in parts):
+        yield f"has the field {name!r}, and no field may start with a dollar sign"
+    if "\0" in name:
+        yield "has a field name with a null character"
+    if parts[0] == ENGINE_FIELD:
+        yield f"has the field {ENGINE_FIELD!r}, which is the engine's and indexed by it"
+
+
+def all_declared(found: Sequence[Found]) -> list[Declared]:
+    """Give one per object, as modules may share one by import; the first place counts."""
+    by_object: dict[int, Declared] = {}
+    for module in found:
+        for declared in module.collections:
+            by_object.setdefault(id(declared.collection), declared)
+    return list(by_object.values())
+
+
+def _each(check: Callable[[T], Iterator[Fault]], items: Iterable[T]) -> Iterator[Fault]:
+    for item in items:
+        yield from check(item)
+
+
+def _transform_faults(marked: Marked) -> Iterator[Fault]:
+    name, place = marked.mark.name, marked.place
+    if not _is_text(name) or not _TRANSFORM_NAME.fullmatch(name):
+        yield Fault(
+            place,
+            f"{name!r:.80} cannot name a transform.",
+            "Use letters, digits, `_` and `-`, with a letter or `_` first: @transform(..., name=...).",
+        )
+    if problem := _name_problem(marked.mark.source, MAX_SOURCE_NAME_BYTES):
+        yield Fault(
+            place,
+            f"transform {name!r:.80}: {marked.mark.source!r:.80} cannot name a source collection: {problem}.",
+            "Write the name of a collection of the source database.",
+        )
+    yield from _signature_faults(marked)
+    for line in marked.code.inline:
+        yield Fault(
+            f"{place.rpartition(':')[0]}:{line}",
+            f"transform {name!r:.80} makes a derived collection while it derives.",
+            "Declare the DerivedCollection at the module's top level and use it here by its name.",
+        )
+
+
+def _signature_faults(marked: Marked) -> Iterator[Fault]:
+    function, name = marked.function, marked.mark.name
+    inner = inspect.unwrap(function)
+    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
+        yield Fault(
+            marked.place,
+            f"transform {name!r:.80} is async.",
+            "Write it with a plain `def`: a transform is a pure function and has nothing to wait for.",
+        )
+    if isinstance(function, type) or not _takes_one_argument(function):
+        yield Fault(
+            marked.place,
+            f"transform {name!r:.80} must be a function of exactly one positional argument, the document.",
+            "Write it as `def name(document):`.",
+        )
+
+
+def _takes_one_argument(function: Function) -> bool:
+    try:
+        parameters = _parameters(function)
+    except (ValueError, TypeError):
+        return False
+    positional = [
+        item for item in parameters if item.kind in {item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD}
+    ]
+    starred = any(item.kind is item.VAR_POSITIONAL for item in parameters)
+    required = [item for item in parameters if item.kind is item.KEYWORD_ONLY and item.default is item.empty]
+    return not required and (len(positional) == 1 or (starred and not positional))
+
+
+def _parameters(function: Function) -> list[inspect.Parameter]:
+    """Give a function's parameters without evaluating its annotations, which Python 3.14 would do."""
+    options: dict[str, Any] = {}
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format  # noqa: PLC0415 - new in Python 3.14
+
+        options["annotation_format"] = Format.FORWARDREF
+    return list(inspect.signature(function, **options).parameters.values())
+
+
+def _transforms_of_one_name(transforms: Sequence[Marked]) -> Iterator[Fault]:
+    first: dict[str, Marked] = {}
+    for marked in transforms:
+        name = marked.mark.name
+        if first.setdefault(name, marked) is not marked:
+            yield Fault(
+                marked.place,
+                f"a second transform is called {name!r}; the first is at {first[name].place}.",
+                "Rename one of the functions, or give one a name: @transform(..., name=...).",
+            )
+
+
+def _collections_of_one_name(declared: Sequence[Declared]) -> Iterator[Fault]:
+    first: dict[str, Declared] = {}
+    for item in declared:
+        name = item.collection.name
+        if first.setdefault(name, item) is not item:
+            yield Fault(
+                item.place,
+                f"derived collection {name!r} is declared twice; the first time at {first[name].place}.",
+                "Declare it in one module and import it in the others: `from .that_module import ...`.",
+            )
+
+
+def _undeclared(transforms: Sequence[Marked], declared: Sequence[Declared]) -> Iterator[Fault]:
+    known = {id(item.collection) for item in declared}
+    for marked in transforms:
+        unknown = {item.name for item in marked.code.collections if id(item) not in known}
+        for name in sorted(unknown):
+            yield Fault(
+                marked.place,
+                f"transform {marked.mark.name!r} names derived collection {name!r}, "
+                "which no transform module declares at its top level.",
+                "Declare it there, or import it there by its name.",
+            )
+
+
+def _collection_faults(declared: Declared) -> Iterator[Fault]:
+    collection, place = declared.collection, declared.place
+    if problem := _name_problem(collection.name, MAX_DERIVED_NAME_BYTES):
+        yield Fault(
+            place,
+            f"{collection.name!r:.80} cannot name a derived collection: {problem}.",
+            "Choose a name that MongoDB takes.",
+        )
+    for problem in _indexes_problems(collection.indexes):
+        yield Fault(
+            place,
+            f"derived collection {collection.name!r:.80} {problem}.",
+            'Write indexes as a list, each a field name or a list of them: ["sku", ["customer_id", "-at"]].',
+        )
+
+
+def _indexes_problems(indexes: object) -> Iterator[str]:
+    if not isinstance(indexes, list | tuple):
+        yield f"has indexes that are no list: {indexes!r:.80}"
+        return
+    if len(indexes) > MAX_INDEXES:
+        yield f"has {len(indexes)} indexes; there is room for {MAX_INDEXES} beside the engine's"
+    seen: list[list[tuple[str, int]]] = []
+    for spec in indexes:
+        try:
+            keys = index_keys(spec)
+        except ValueError as error:
+            yield f"has a bad index: {error}"
+            continue
+        if keys in seen:
+            yield f"has the index {spec!r:.80} twice"
+        seen.append(keys)
+
+
+def _name_problem(name: object, limit: int) -> str:
+    """Say which of MongoDB's rules for collection names this one breaks; empty if it is fine."""
+    if not isinstance(name, str):
+        return "it is no string"
+    rules = {
+        "it is empty": not name,
+        "it has a dollar sign": "$" in name,
+        "it has a null character": "\0" in name,
+        "it starts with 'system.'": name.startswith("system."),
+        "it starts or ends with a dot, or has two in a row": "" in name.split("."),
+        "it cannot be written as UTF-8": any("\ud800" <= letter <= "\udfff" for letter in name),
+        f"it has more than {limit} bytes": len(name.encode(errors="replace")) > limit,
+    }
+    return next((rule for rule, broken in rules.items() if broken), "")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

@@ -1,0 +1,216 @@
+"""The plan: the writes that make what is stored agree with what a batch of documents yields."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from bson import Timestamp, encode
+
+from distributary.change import CODEC, Identity, Version, identity
+from distributary.derive.records import ENGINE_FIELD, EncodedRecord, seal
+
+#: A record older than any that the engine writes: what is stored without a readable version.
+UNKNOWN_VERSION = Version(0, Timestamp(0, 0))
+
+Place = tuple[str, Identity]  # derived collection, identity of the record's key
+
+
+class Owner(NamedTuple):
+    """The transform and source key that yield a record."""
+
+    transform: str
+    identity: Identity
+
+
+@dataclass(eq=False, slots=True)
+class Desired:
+    """What one document yields through one transform now; no records when it is gone or yields none.
+
+    `fresh` promises that nothing is stored for this owner.
+    """
+
+    transform: str
+    key: Any
+    owner: Owner
+    version: Version
+    records: Sequence[EncodedRecord]
+    fresh: bool = False
+
+    def origin(self) -> bytes:
+        """Give the BSON of the engine's field: who derived the record, from what, as of when."""
+        value = {"by": self.transform, "key": self.key, "at": self.version.time, "epoch": self.version.epoch}
+        return encode({ENGINE_FIELD: value}, codec_options=CODEC)
+
+
+class Stored(NamedTuple):
+    """A derived document as it is stored; `owner` is None when its engine field is missing or unreadable."""
+
+    collection: str
+    key: Any
+    identity: Identity
+    owner: Owner | None
+    version: Version
+    body: bytes
+
+    @property
+    def place(self) -> Place:
+        """Where it lies."""
+        return (self.collection, self.identity)
+
+
+def stored(collection: str, document: dict[str, Any]) -> Stored:
+    """Read a derived document; whatever a hand did to its engine field, it is read as something."""
+    key = document["_id"]
+    origin = document.pop(ENGINE_FIELD, None)
+    return Stored(
+        collection,
+        key,
+        identity(key),
+        _owner(origin),
+        _version(origin),
+        encode(document, codec_options=CODEC),
+    )
+
+
+def _owner(origin: Any) -> Owner | None:
+    if isinstance(origin, dict) and isinstance(origin.get("by"), str) and "key" in origin:
+        return Owner(origin["by"], identity(origin["key"]))
+    return None
+
+
+def _version(origin: Any) -> Version:
+    if (
+        isinstance(origin, dict)
+        and isinstance(origin.get("at"), Timestamp)
+        and isinstance(origin.get("epoch"), int)
+    ):
+        return Version(origin["epoch"], origin["at"])
+    return UNKNOWN_VERSION
+
+
+class Write(NamedTuple):
+    """One write; `document` is the whole derived document in BSON, None for a delete."""
+
+    collection: str
+    key: Any
+    desired: Desired
+    document: bytes | None
+
+
+class Contest(NamedTuple):
+    """A document that yields a record which another document already owns.
+
+    `free` says that the holder lost out itself in the same batch, so that trying again at once is worth it.
+    """
+
+    desired: Desired
+    place: Place
+    key: Any
+    holder: Owner
+    free: bool = False
+
+
+@dataclass(slots=True)
+class Plan:
+    """The writes of a batch. Deletes come first, so that what they free can be taken."""
+
+    deletes: list[Write] = field(default_factory=list)
+    replaces: list[Write] = field(default_factory=list)
+    inserts: list[Write] = field(default_factory=list)
+    contests: list[Contest] = field(default_factory=list)
+    unchanged: int = 0
+    overtaken: int = 0
+
+
+def reconcile(desired: Sequence[Desired], known: Iterable[Stored]) -> Plan:
+    """Plan the writes that turn what is stored for these owners into what they yield now.
+
+    `known` holds every stored record of the owners that are not fresh, and, where a key may be taken,
+    the record under it. An owner of which something newer is stored is left alone. One key has one owner:
+    who holds it keeps it while it yields it, a second owner is contested and keeps all that it had.
+    """
+    return _Reconciliation(desired, known).plan()
+
+
+class _Reconciliation:
+    """One call of `reconcile`."""
+
+    def __init__(self, desired: Sequence[Desired], known: Iterable[Stored]) -> None:
+        self.known: dict[Place, Stored] = {record.place: record for record in known}
+        self.owned: Mapping[Owner, list[Stored]] = self._by_owner()
+        self.result = Plan()
+        self.active = {item.owner: item for item in desired if not self._overtaken(item)}
+        self.claims: dict[Place, Owner] = {}
+
+    def _by_owner(self) -> Mapping[Owner, list[Stored]]:
+        owned: dict[Owner, list[Stored]] = defaultdict(list)
+        for record in self.known.values():
+            if record.owner is not None:
+                owned[record.owner].append(record)
+        return owned
+
+    def _overtaken(self, item: Desired) -> bool:
+        newer = any(record.version > item.version for record in self.owned.get(item.owner, ()))
+        self.result.overtaken += newer
+        return newer
+
+    def plan(self) -> Plan:
+        contests: list[Contest] = []
+        while lost := self._claim():
+            contests += lost
+            for contest in lost:
+                self.active.pop(contest.desired.owner)
+        for item in self.active.values():
+            self._write(item)
+        self.result.contests = [contest._replace(free=self._free(contest.place)) for contest in contests]
+        return self.result
+
+    def _free(self, place: Place) -> bool:
+        return place not in self.claims and place not in self.known
+
+    def _claim(self) -> list[Contest]:
+        """Give every active owner its keys; who must go without is contested, and the claims are made anew."""
+        self.claims = {}
+        return [contest for item in self.active.values() if (contest := self._claim_all(item))]
+
+    def _claim_all(self, item: Desired) -> Contest | None:
+        for record in item.records:
+            place = (record.collection, record.identity)
+            holder = self._holder(place, item.owner)
+            if holder is not None:
+                return Contest(item, place, record.key, holder)
+        for record in item.records:
+            self.claims[record.collection, record.identity] = item.owner
+        return None
+
+    def _holder(self, place: Place, owner: Owner) -> Owner | None:
+        """Give the other owner that keeps this place from `owner`, if any."""
+        claimed = self.claims.get(place)
+        if claimed is not None and claimed != owner:
+            return claimed
+        record = self.known.get(place)
+        if record is None or record.owner is None or record.owner == owner:
+            return None
+        return None if self._releases(record.owner, place) else record.owner
+
+    def _releases(self, owner: Owner, place: Place) -> bool:
+        item = self.active.get(owner)
+        return item is not None and all((r.collection, r.identity) != place for r in item.records)
+
+    def _write(self, item: Desired) -> None:
+        origin: bytes | None = None
+        for record in item.records:
+            before = self.known.get((record.collection, record.identity))
+            if before is not None and before.owner == item.owner and before.body == record.body:
+                self.result.unchanged += 1
+                continue
+            origin = origin or item.origin()
+            write = Write(record.collection, record.key, item, seal(record.body, origin))
+            (self.result.inserts if before is None else self.result.replaces).append(write)
+        self.result.deletes += self._leftovers(item)
+
+    def _leftovers(self, item: Desired) -> Iterator[Write]:
+        for record in self.owned.get(item.owner, ()):
+            if record.place not in self.claims:
+                yield Write(record.collection, record.key, item, None)

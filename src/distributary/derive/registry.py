@@ -1,0 +1,103 @@
+"""The registry: which transforms and derived collections there are, immutable and free of faults."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from distributary.derive.found import Declared, Found, Marked, all_declared, faults, index_keys
+from distributary.derive.records import DerivedCollection
+from distributary.derive.transform import Transform
+from distributary.errors import ConfigurationError, Fault
+
+__all__ = ["Declared", "Found", "Marked", "Registry", "build", "faults", "index_keys"]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Transforms by name, derived collections by name, and the transforms of each source collection.
+
+    `sources` is sorted; `places` tells where a derived collection is declared. Made by `build`.
+    """
+
+    transforms: Mapping[str, Transform]
+    collections: Mapping[str, DerivedCollection]
+    by_source: Mapping[str, tuple[Transform, ...]]
+    sources: tuple[str, ...]
+    places: Mapping[str, str]
+
+    def only(self, names: Iterable[str], place: str = "worker.only") -> "Registry":
+        """Give the registry of these transforms and the collections that they name; of no names, itself.
+
+        Raises `ConfigurationError` with a fault at `place` for every name that is unknown.
+        """
+        wanted = frozenset(names)
+        faults = [_unknown(name, self.transforms, place) for name in sorted(wanted - self.transforms.keys())]
+        if faults:
+            raise ConfigurationError(faults)
+        if not wanted:
+            return self
+        chosen = [transform for name, transform in self.transforms.items() if name in wanted]
+        named = frozenset[str]().union(*(transform.collections for transform in chosen))
+        return _registry(chosen, [item for item in self._declared() if item.collection.name in named])
+
+    def owners_of(self, collection: str) -> frozenset[str]:
+        """Give the names of the transforms whose code names a derived collection."""
+        return frozenset(
+            name for name, transform in self.transforms.items() if collection in transform.collections
+        )
+
+    def check_loop(self, *, source_db_is_derived_db: bool) -> None:
+        """Raise `ConfigurationError` when what transforms write would be read again as a source."""
+        both = [name for name in self.collections if name in self.by_source]
+        if source_db_is_derived_db and both:
+            raise ConfigurationError([self._loop(name) for name in both])
+
+    def _loop(self, name: str) -> Fault:
+        readers = ", ".join(repr(transform.name) for transform in self.by_source[name])
+        return Fault(
+            self.places[name],
+            f"derived collection {name!r} has the database and the name of what {readers} reads: a loop.",
+            "Give it another name, or set derived.database to another database.",
+        )
+
+    def _declared(self) -> list[Declared]:
+        return [Declared(collection, self.places[name]) for name, collection in self.collections.items()]
+
+
+def build(found: Sequence[Found]) -> Registry:
+    """Make the registry; raises `ConfigurationError` with all that `faults` finds."""
+    if wrong := faults(found):
+        raise ConfigurationError(wrong)
+    transforms = [_transform(marked) for module in found for marked in module.transforms]
+    return _registry(transforms, all_declared(found))
+
+
+def _transform(marked: Marked) -> Transform:
+    names = frozenset(collection.name for collection in marked.code.collections)
+    mark = marked.mark
+    return Transform(mark.name, mark.source, marked.function, marked.code.fingerprint, names, marked.place)
+
+
+def _registry(transforms: Sequence[Transform], declared: Sequence[Declared]) -> Registry:
+    sources = tuple(sorted({transform.source for transform in transforms}))
+    by_source = {
+        source: tuple(transform for transform in transforms if transform.source == source)
+        for source in sources
+    }
+    return Registry(
+        transforms=MappingProxyType({transform.name: transform for transform in transforms}),
+        collections=MappingProxyType({item.collection.name: item.collection for item in declared}),
+        by_source=MappingProxyType(by_source),
+        sources=sources,
+        places=MappingProxyType({item.collection.name: item.place for item in declared}),
+    )
+
+
+def _unknown(name: str, known: Iterable[str], place: str) -> Fault:
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return Fault(
+        place, f"no transform is called {name!r}.", f"{hint}There are: {', '.join(names) or 'none'}."
+    )

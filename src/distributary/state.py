@@ -1,0 +1,153 @@
+"""The values that survive a restart: checkpoint, dead letters, jobs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from bson import Timestamp
+
+from distributary.change import Identity, Position
+
+#: The format of what is written to the state database; a checkpoint of a newer one is refused.
+FORMAT = 1
+
+BEGINNING = Timestamp(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceIdentity:
+    """Which deployment and database a position belongs to; `set_id` is None where it may not be read."""
+
+    set_name: str
+    set_id: str | None
+    database: str
+
+    def differs(self, other: "SourceIdentity") -> bool:
+        """Whether a position of one is meaningless on the other."""
+        if self.set_id is not None and other.set_id is not None and self.set_id != other.set_id:
+            return True
+        return (self.set_name, self.database) != (other.set_name, other.database)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What is known of one transform's records.
+
+    `collections`: every derived collection it ever wrote. `built`: whether every existing document of its
+    source went through it. `fingerprint`: of the code that built them. `unplugged`: the worker ran without
+    it since, so that its records are behind.
+    """
+
+    source: str
+    fingerprint: str
+    collections: frozenset[str]
+    built: bool
+    unplugged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a worker is, and of what.
+
+    `ahead` is the newest cluster time that committed records may show: jobs and late reads show states that
+    the stream reaches later. `watched` are the collections that the stream's filter names. `detached` are
+    the source collections that were dropped or renamed away, with the time of it.
+    """
+
+    worker: str
+    position: Position
+    ahead: Timestamp
+    source: SourceIdentity
+    epoch: int
+    watched: tuple[str, ...]
+    transforms: Mapping[str, Built]
+    detached: Mapping[str, Timestamp] = field(default_factory=dict)
+
+    def moved(self, position: Position) -> "Checkpoint":
+        """Give the checkpoint at a later position."""
+        return replace(self, position=position)
+
+    def seen(self, time: Timestamp) -> "Checkpoint":
+        """Give the checkpoint after records were committed that show the source at `time`."""
+        return self if time <= self.ahead else replace(self, ahead=time)
+
+    def with_built(self, name: str, built: Built) -> "Checkpoint":
+        """Give the checkpoint with one transform's entry replaced."""
+        return replace(self, transforms={**self.transforms, name: built})
+
+
+class LetterKind(StrEnum):
+    """Why a document is parked."""
+
+    FAILED = "failed"
+    CONTESTED = "contested"
+    REFUSED = "refused"
+
+
+class LetterKey(NamedTuple):
+    """The transform and source key that could not be derived."""
+
+    transform: str
+    key: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A document that could not be derived, with everything needed to repair it.
+
+    `waits_for` is the (derived collection, key) that another document owns; `due` says that it is worth
+    trying again now.
+    """
+
+    transform: str
+    key: Any
+    source: str
+    kind: LetterKind
+    reason: str
+    traceback: str
+    position: Position
+    fingerprint: str
+    waits_for: tuple[str, Any] | None = None
+    due: bool = False
+
+
+class JobKind(StrEnum):
+    """What a job does.
+
+    `backfill` scans a source collection, `sweep` removes what lost its source, `derive` reads keys again.
+    """
+
+    BACKFILL = "backfill"
+    SWEEP = "sweep"
+    DERIVE = "derive"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Work that was asked for and that the lease holder carries out in slices.
+
+    `after` holds the key behind which the next slice starts (empty: at the beginning) and `stage` what is
+    walked: "" the source, else "transform/collection" of the derived records that are swept.
+    """
+
+    id: Any
+    kind: JobKind
+    source: str
+    transforms: tuple[str, ...]
+    reason: str
+    sweep: bool = False
+    keys: Sequence[Any] = ()
+    foreign: Sequence[tuple[str, Any]] = ()
+    stage: str = ""
+    after: tuple[Any, ...] = ()
+    documents: int = 0
+    total: int = 0
+    done: bool = False
+
+
+class Parked(NamedTuple):
+    """A parked (transform, key) in the form in which a worker remembers it."""
+
+    transform: str
+    identity: Identity
