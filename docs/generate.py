@@ -1,0 +1,143 @@
+"""Write the reference pages from the code: `python docs/generate.py`; `--check` compares instead."""
+
+from collections.abc import Iterator
+from inspect import cleandoc
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import click
+from pydantic import ByteSize, SecretStr
+from pydantic.fields import FieldInfo
+
+from distributary.cli import distributary
+from distributary.config import KEYS, SECTIONS, Key
+
+REFERENCE = Path(__file__).parent / "reference"
+
+#: Columns of the help texts.
+WIDTH = 100
+
+_KINDS: dict[object, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    ByteSize: "integer, or text with a unit",
+    SecretStr: "secret text",
+}
+
+_CONFIGURATION = """\
+# Configuration
+
+One TOML file, `./distributary.toml` or the one that `--config` names, and the environment over it. No file is
+needed when the environment says it all. Lists in a variable are JSON (`["a", "b"]`) or separated by commas
+(`a,b`). A secret may lie in a file of its own: `…_FILE` names it. `deploy/distributary.toml` is an example
+with every key. All faults are reported at once.
+"""
+
+_COMMAND_LINE = """\
+# Command line
+
+`distributary VERB`, or `python -m distributary VERB`. Options follow the verb.
+"""
+
+
+def configuration() -> str:
+    """Give the page of the sections and keys."""
+    return "\n".join([_CONFIGURATION, *(_section(name) for name in SECTIONS)])
+
+
+def _section(name: str) -> str:
+    head = ["| key | type | default | meaning | variable |", "|---|---|---|---|---|"]
+    rows = [_row(key) for key in KEYS if key.section == name]
+    return "\n".join([f"## [{name}]", "", cleandoc(SECTIONS[name].__doc__ or ""), "", *head, *rows, ""])
+
+
+def _row(key: Key) -> str:
+    variable = f"`{key.variable}`" + (f" or `{key.variable}_FILE`" if key.is_secret else "")
+    cells = [f"`{key.name}`", _kind(key.field.annotation), _default(key.field), _meaning(key), variable]
+    return f"| {' | '.join(cells)} |"
+
+
+def _kind(annotation: object) -> str:
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "list of texts"
+    return _KINDS[annotation]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        extra = field.json_schema_extra
+        return str(extra["default"]) if isinstance(extra, dict) else "required"
+    value = field.default
+    if isinstance(value, ByteSize):
+        return f"`{int(value)}` ({value.human_readable()})"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(map(_toml, value))}]`"
+    return f"`{_toml(value)}`"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _meaning(key: Key) -> str:
+    if not key.field.description:
+        raise ValueError(f"{key} has no description")
+    return key.field.description.replace("|", "\\|")
+
+
+def command_line() -> str:
+    """Give the page of the verbs, each with its help."""
+    return "\n".join(
+        [_COMMAND_LINE, *(_help(names, command) for names, command in _below(["distributary"], distributary))]
+    )
+
+
+def _below(names: list[str], command: click.Command) -> Iterator[tuple[list[str], click.Command]]:
+    """Give a command and those under it; a verb whose module is missing is an error here."""
+    yield names, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is None:
+                raise LookupError(f"{' '.join(names)} lists {name}, but has no such command")
+            yield from _below([*names, name], below)
+
+
+def _help(names: list[str], command: click.Command) -> str:
+    settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    context = click.Context(command, info_name=" ".join(names), **settings)
+    return f"## {' '.join(names)}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+#: The generated pages and what writes them.
+PAGES = {"configuration.md": configuration, "command-line.md": command_line}
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; fail when a page is not what would be written.")
+def generate(*, check: bool) -> None:
+    """Write the reference pages from the code."""
+    stale = [name for name, page in PAGES.items() if _is_stale(REFERENCE / name, page(), write=not check)]
+    if check and stale:
+        raise click.ClickException(f"not up to date: {', '.join(stale)}. Run `python docs/generate.py`.")
+
+
+def _is_stale(path: Path, text: str, *, write: bool) -> bool:
+    if path.exists() and path.read_text("utf-8") == text:
+        return False
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+        click.echo(f"wrote {path.name}")
+    return True
+
+
+if __name__ == "__main__":
+    generate()

@@ -1,0 +1,60 @@
+"""The demo's own logic: its configuration, its measure of lag, and its verdict."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import Timestamp
+
+from distributary.cli.demo import Lag, Result
+from distributary.cli.stage import configuration, examples
+from distributary.config import load
+from distributary.errors import Failed
+from distributary.sample import SIZES
+
+
+def result(**changes: Any) -> Result:
+    """Give a result with the answer of `verify`, changed."""
+    found = {"equal": True, "documents": 2000, "records": 3000, "missing": 0, "stale": 0, "orphaned": 0}
+    return Result(found | changes, {"one": 1000, "two": 2000}, {}, [], [])
+
+
+def test_the_configuration_is_valid_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    """It names the shipped modules and nothing of the user's."""
+    folder = tmp_path / 'with "quotes" and ümläuts'
+    file = tmp_path / "distributary.toml"
+    file.write_text(configuration("mongodb://127.0.0.1:1/?replicaSet=rs0", folder), encoding="utf-8")
+    config = load(file, {})
+    assert config.worker.transformers == (str(folder),)
+    assert set(config.worker.only) == set(SIZES)
+
+
+def test_the_examples_are_found() -> None:
+    """There is a module for every raw collection of the demo."""
+    assert {path.stem for path in examples().glob("*.py")} == set(SIZES)
+
+
+def test_lag_is_that_of_the_oldest_write_to_come() -> None:
+    """A write waits until the worker has committed its time or a later one; then its wait is kept."""
+    lag = Lag()
+    for increment in (1, 2, 3):
+        lag.wrote("insert", Timestamp(100, increment))
+    assert lag.committed(Timestamp(100, 2)) > 0
+    assert len(lag.seconds) == 2
+    assert lag.committed(lag.newest) == 0
+    assert len(lag.seconds) == lag.writes == 3
+
+
+def test_the_verdict_says_what_was_verified() -> None:
+    """One line with the counts."""
+    result().check()
+    assert result().verdict == (
+        "Verified: 3,000 derived records in 2 collections equal a recomputation from 2,000 raw documents."
+    )
+
+
+def test_differences_fail_the_demo_and_are_counted() -> None:
+    """The exit code is that of a failure, and the message says how much differs."""
+    with pytest.raises(Failed, match="1 missing, 2 stale, 0 orphaned") as failure:
+        result(equal=False, missing=1, stale=2).check()
+    assert failure.value.exit_code == 1
