@@ -1,0 +1,120 @@
+"""What tests share: a real MongoDB, fresh databases in it, and waiting on conditions."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import settings
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from distributary.change import CODEC
+from distributary.embedded import EmbeddedMongo
+from distributary.errors import EnvironmentFault
+
+#: Names a replica set to test against instead of an embedded one.
+URI_VARIABLE = "DISTRIBUTARY_TEST_URI"
+
+#: How many times as long `make soak` wants property and fault tests to run.
+SOAK = int(os.environ.get("DISTRIBUTARY_SOAK", "1"))
+
+Client = MongoClient[dict[str, Any]]
+
+settings.register_profile(
+    "distributary",
+    deadline=None,
+    max_examples=100 * SOAK,
+    derandomize=bool(os.environ.get("CI")) and SOAK == 1,
+)
+settings.load_profile("distributary")
+
+
+@dataclass(frozen=True)
+class Databases:
+    """Three databases of one test's own, decoded with the project's codec."""
+
+    uri: str
+    client: Client
+    raw: Database[dict[str, Any]]
+    derived: Database[dict[str, Any]]
+    state: Database[dict[str, Any]]
+
+    def __iter__(self) -> Iterator[Database[dict[str, Any]]]:
+        return iter((self.raw, self.derived, self.state))
+
+
+@pytest.fixture(scope="session")
+def mongo() -> Iterator[str]:
+    """Give the URI of a replica set with test commands (failpoints), one per pytest process."""
+    given = os.environ.get(URI_VARIABLE)
+    if given:
+        yield _answering(given)
+        return
+    with embedded_or_skip(parameters={"enableTestCommands": "1"}) as server:
+        yield server.uri
+
+
+@pytest.fixture(scope="session")
+def client(mongo: str) -> Iterator[Client]:
+    """Give a client of the replica set."""
+    with MongoClient[dict[str, Any]](mongo) as connected:
+        yield connected
+
+
+@pytest.fixture
+def databases(mongo: str, client: Client) -> Iterator[Databases]:
+    """Give databases that no other test has; they are dropped afterwards."""
+    unique = uuid4().hex[:12]
+    raw, derived, state = (
+        client.get_database(f"{role}_{unique}", codec_options=CODEC) for role in ("raw", "derived", "state")
+    )
+    fresh = Databases(mongo, client, raw, derived, state)
+    yield fresh
+    for database in fresh:
+        client.drop_database(database.name)
+
+
+@contextmanager
+def embedded_or_skip(**options: Any) -> Iterator[EmbeddedMongo]:
+    """Run a private MongoDB; where none can be had the test is skipped on a laptop and fails in CI."""
+    server = EmbeddedMongo(**options)
+    try:
+        server.start()
+    except EnvironmentFault as fault:
+        _missing(str(fault))
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Return as soon as the condition holds; fail when it does not within the time."""
+    waiting = Retrying(
+        retry=retry_if_result(lambda holds: not holds),
+        wait=wait_fixed(0.02),
+        stop=stop_after_delay(seconds),
+        retry_error_callback=lambda _: pytest.fail(f"not within {seconds} s: {condition.__qualname__}"),
+    )
+    waiting(condition)
+
+
+def _answering(uri: str) -> str:
+    with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=5000) as connected:
+        try:
+            connected.admin.command("ping")
+        except PyMongoError as error:
+            _missing(f"{URI_VARIABLE} does not answer: {error}")
+    return uri
+
+
+def _missing(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(f"CI needs a MongoDB: {reason}")
+    pytest.skip(reason)
