@@ -1,0 +1,170 @@
+"""The composition root: the only file that names concrete classes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from threading import Event
+from typing import Any
+
+from bson import Timestamp
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from distributary import plugins
+from distributary.change import CODEC
+from distributary.config import Config, point_of
+from distributary.derive.registry import Registry, index_keys
+from distributary.engine.begin import Wanted
+from distributary.engine.commit import Stores
+from distributary.engine.pipeline import Bounds
+from distributary.engine.tenure import Tenure
+from distributary.engine.worker import Goal, Parts, Settings, Worker
+from distributary.ports import Start
+from distributary.sink.collections import prepare
+from distributary.sink.mongo import MongoSink
+from distributary.source import deployment
+from distributary.source.documents import Documents
+from distributary.source.stream import Stream
+from distributary.store.checkpoints import Checkpoints
+from distributary.store.jobs import Jobs
+from distributary.store.lease import Lease
+from distributary.store.letters import Letters
+
+
+@dataclass(frozen=True)
+class Databases:
+    """The three databases that distributary works on."""
+
+    raw: Database[Any]
+    derived: Database[Any]
+    state: Database[Any]
+
+
+@contextmanager
+def connect(config: Config) -> Iterator[Databases]:
+    """Connect to the source and the derived deployment; closes the connections at the end."""
+    source: MongoClient[Any] = _client(config.source.uri.get_secret_value())
+    same = config.derived.uri.get_secret_value() == config.source.uri.get_secret_value()
+    derived = source if same else _client(config.derived.uri.get_secret_value())
+    with source, derived:
+        yield Databases(
+            source.get_database(config.source.database, CODEC),
+            derived.get_database(config.derived.database, CODEC),
+            derived.get_database(config.state.database, CODEC),
+        )
+
+
+def _client(uri: str) -> MongoClient[Any]:
+    return MongoClient(
+        uri, appname="distributary", w="majority", tz_aware=True, uuidRepresentation="standard"
+    )
+
+
+def registry(config: Config) -> Registry:
+    """Load the transform modules that the configuration names."""
+    loaded = plugins.load(config.worker.transformers, config.worker.only)
+    same = config.source.uri.get_secret_value() == config.derived.uri.get_secret_value()
+    loaded.check_loop(source_db_is_derived_db=same and config.source.database == config.derived.database)
+    return loaded
+
+
+@dataclass
+class Assembled:
+    """A worker of this configuration, ready to hold the lease."""
+
+    config: Config
+    databases: Databases
+    registry: Registry
+    stop: Event = field(default_factory=Event)
+
+    def tenure(self) -> Tenure:
+        """Give what waits for the lease and works under it."""
+        worker = self.config.worker
+        return Tenure(
+            Lease(self.databases.state, worker.name, worker.lease_seconds), worker.lease_seconds, self.stop
+        )
+
+    def work(self, tenure: Tenure, goal: Goal) -> None:
+        """Work as the holder of the lease until the goal is reached, the lease is lost or `stop` is set."""
+        databases, name = self.databases, self.config.worker.name
+        checkpoints = Checkpoints(databases.state)
+        with databases.derived.client.start_session() as session:
+            stores = Stores(
+                MongoSink(databases.derived, session),
+                checkpoints,
+                Letters(databases.state, name),
+                Jobs(databases.state, name),
+            )
+            tenure.lease.announce(session.session_id)
+            fence = checkpoints.raise_fence(name)
+            Worker(self._parts(stores), self.wanted(), self._settings(), fence, tenure.over).run(goal)
+
+    def goal_of_now(self) -> Goal:
+        """Give the goal that is reached behind the newest operation of now."""
+        return Goal(deployment.head(self.databases.raw.client))
+
+    def wanted(self) -> Wanted:
+        """Give what is plugged in and how it starts."""
+        worker = self.config.worker
+        deployment.refuse_unsuitable(self.databases.raw, self.registry.sources)
+        return Wanted(
+            worker=worker.name,
+            transforms=self.registry.transforms,
+            source=deployment.identify(self.databases.raw),
+            start=self._start(worker.start),
+            backfill=worker.start == "backfill",
+            rebuild=worker.on_change == "rebuild",
+        )
+
+    def _start(self, text: str) -> Start:
+        point = point_of(text)
+        if isinstance(point, timedelta):
+            point = datetime.now(UTC) - point
+        if isinstance(point, datetime):
+            return Start(time=Timestamp(point, 0))
+        if point == "oldest":
+            return Start(time=deployment.oldest(self.databases.raw.client))
+        return Start() if point in {"backfill", "now"} else Start(token=point)
+
+    def _parts(self, stores: Stores) -> Parts:
+        databases, worker = self.databases, self.config.worker
+        return Parts(
+            stores=stores,
+            documents=Documents(databases.raw),
+            by_source=self.registry.by_source,
+            new_source=lambda: Stream(
+                databases.raw,
+                self.registry.sources,
+                carry_bytes=worker.carry_bytes,
+                batch_changes=worker.batch_changes,
+            ),
+            head=lambda: deployment.head(databases.raw.client),
+            prepare=self._prepare,
+        )
+
+    def _prepare(self) -> None:
+        """Create what the worker writes to: derived collections, and the indexes of its own state."""
+        wanted = [
+            (name, [index_keys(spec) for spec in collection.indexes])
+            for name, collection in self.registry.collections.items()
+        ]
+        prepare(self.databases.derived, wanted)
+        Letters(self.databases.state, self.config.worker.name).prepare()
+        Jobs(self.databases.state, self.config.worker.name).prepare()
+
+    def _settings(self) -> Settings:
+        worker = self.config.worker
+        return Settings(
+            bounds=Bounds(
+                changes=worker.batch_changes,
+                bytes=worker.batch_bytes,
+                read_ahead=worker.read_ahead_batches,
+                linger=worker.linger_milliseconds / 1000,
+            ),
+            idle_save=worker.idle_save_seconds,
+            max_records=worker.max_records,
+            scan_documents=worker.scan_documents,
+            purge=worker.on_source_drop == "purge",
+            resync=worker.on_lost_position == "resync",
+        )

@@ -1,0 +1,1 @@
+"""The only loops, threads, retries and sleeps."""

@@ -1,0 +1,125 @@
+"""Where a worker starts: from its checkpoint, or without one as the configuration says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from distributary.change import Position
+from distributary.derive.transform import Transform
+from distributary.engine.commit import entry
+from distributary.errors import Failed
+from distributary.ports import Start
+from distributary.state import BEGINNING, Built, Checkpoint, Job, JobKind, SourceIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is plugged in, and what the configuration says about starting.
+
+    `start` is where the stream opens without a checkpoint; `backfill` whether existing documents are derived
+    then; `rebuild` whether those of a transform whose code changed are.
+    """
+
+    worker: str
+    transforms: Mapping[str, Transform]
+    source: SourceIdentity
+    start: Start
+    backfill: bool
+    rebuild: bool
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The source collections that the stream names."""
+        return tuple(sorted({each.source for each in self.transforms.values()}))
+
+
+class Beginning(NamedTuple):
+    """A checkpoint to commit first, where the stream opens, the jobs to ask for, and changed transforms."""
+
+    checkpoint: Checkpoint
+    start: Start
+    jobs: list[Job]
+    changed: list[str]
+
+
+def first(wanted: Wanted, position: Position) -> Beginning:
+    """Begin without a checkpoint, at a position of a stream that is open."""
+    transforms = {name: entry(each, None, built=False) for name, each in wanted.transforms.items()}
+    checkpoint = Checkpoint(wanted.worker, position, BEGINNING, wanted.source, 1, wanted.watched, transforms)
+    jobs = backfills(transforms, transforms, "first start") if wanted.backfill else []
+    return Beginning(checkpoint, Start(token=position.token), jobs, [])
+
+
+def resumed(wanted: Wanted, before: Checkpoint) -> Beginning:
+    """Begin at a checkpoint; what was plugged in since gets its backfill, what changed is named."""
+    if before.source.differs(wanted.source):
+        raise Failed(
+            f"The checkpoint of worker {wanted.worker!r} belongs to another source "
+            f"({before.source.set_name}/{before.source.database}, now {wanted.source.set_name}/"
+            f"{wanted.source.database}): its position means nothing here.",
+            "Point `source` at the old deployment again, or give this worker another `worker.name`.",
+        )
+    known = before.transforms
+    new = {
+        name: entry(each, known.get(name), built=False)
+        for name, each in wanted.transforms.items()
+        if _is_new(each, known)
+    }
+    kept = {
+        name: entry(wanted.transforms[name], built, built=built.built)
+        if name in wanted.transforms
+        else replace(built, built=False, unplugged=True)
+        for name, built in known.items()
+        if name not in new
+    }
+    changed = [
+        name
+        for name in kept
+        if name in wanted.transforms and kept[name].fingerprint != wanted.transforms[name].fingerprint
+    ]
+    jobs = backfills(new, new, "new transform")
+    if wanted.rebuild:
+        jobs += backfills(kept, changed, "changed code")
+    checkpoint = replace(before, transforms=kept | new, watched=wanted.watched)
+    if before.watched == wanted.watched:
+        return Beginning(checkpoint, Start(token=before.position.token), jobs, changed)
+    return Beginning(checkpoint.seen(before.position.time), Start(time=before.position.time), jobs, changed)
+
+
+def _is_new(transform: Transform, known: Mapping[str, Built]) -> bool:
+    """Whether existing documents have to go through a transform: it is new, was away, or reads another source."""
+    before = known.get(transform.name)
+    return before is None or before.unplugged or before.source != transform.source
+
+
+def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
+    """Begin anew after the position was lost: a new epoch, and every collection is derived again with a sweep."""
+    transforms = {
+        name: replace(built, built=False) if name in wanted.transforms else built
+        for name, built in before.transforms.items()
+    }
+    checkpoint = replace(
+        before,
+        position=position,
+        ahead=BEGINNING,
+        epoch=before.epoch + 1,
+        transforms=transforms,
+        source=wanted.source,
+    )
+    plugged = [name for name in transforms if name in wanted.transforms]
+    return Beginning(
+        checkpoint, Start(token=position.token), backfills(transforms, plugged, "position lost"), []
+    )
+
+
+def backfills(
+    transforms: Mapping[str, Built], names: Sequence[str] | Mapping[str, Built], reason: str
+) -> list[Job]:
+    """Give one backfill job for each source collection of these transforms."""
+    by_source: dict[str, list[str]] = {}
+    for name in names:
+        by_source.setdefault(transforms[name].source, []).append(name)
+    return [
+        Job(None, JobKind.BACKFILL, source, tuple(sorted(each)), reason, sweep=True)
+        for source, each in sorted(by_source.items())
+    ]

@@ -1,0 +1,138 @@
+"""The read-ahead: one thread reads the stream, one derives, while the caller commits.
+
+The threads hand over through bounded queues, so that at most `read_ahead` replies and one derived batch wait.
+What goes wrong in a thread is raised to the caller, in order, by `next`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from time import monotonic
+from typing import TypeVar
+
+from bson import Timestamp
+
+from distributary.engine.derivation import Derivation, Prepared
+from distributary.ports import Batch, Source
+
+T = TypeVar("T")
+
+#: How long a thread waits before it looks whether it should stop, in seconds.
+TICK = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one commit may hold, and how long a small batch waits for more."""
+
+    changes: int
+    bytes: int
+    read_ahead: int
+    linger: float
+    wait_ms: int = 250
+
+
+class Pipeline:
+    """Reads and derives ahead of the caller, from a stream that is open."""
+
+    def __init__(
+        self, source: Source, derivation: Derivation, bounds: Bounds, ahead: Callable[[], Timestamp]
+    ) -> None:
+        self._source = source
+        self._derivation = derivation
+        self._bounds = bounds
+        self._ahead = ahead
+        self._stop = Event()
+        self._read: Queue[Batch | BaseException] = Queue(bounds.read_ahead)
+        self._ready: Queue[Prepared | BaseException] = Queue(1)
+        self._pending: Batch | BaseException | None = None
+        self._threads = [
+            Thread(target=self._guarded, args=(self._read_all, self._read), name="reader", daemon=True),
+            Thread(target=self._guarded, args=(self._derive_all, self._ready), name="deriver", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def next(self, timeout: float) -> Prepared | None:
+        """Give the next batch, or None when there is none yet; raises what a thread raised."""
+        try:
+            item = self._ready.get(timeout=timeout)
+        except Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Stop the threads; what was read and not given is dropped, to be read again."""
+        self._stop.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def _guarded(self, work: Callable[[], None], out: Queue[T | BaseException]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller, who judges it
+            self._put(out, error)
+
+    def _put(self, queue: Queue[T], item: T) -> None:
+        while not self._stop.is_set():
+            try:
+                queue.put(item, timeout=TICK)
+            except Full:
+                continue
+            return
+
+    def _read_all(self) -> None:
+        while not self._stop.is_set() and not self._source.ended:
+            for batch in self._source.read(self._bounds.wait_ms):
+                self._put(self._read, batch)
+        self._put(self._read, StreamEnded())
+
+    def _derive_all(self) -> None:
+        while not self._stop.is_set():
+            batch = self._gather()
+            if isinstance(batch, BaseException):
+                raise batch
+            if batch is not None:
+                self._put(self._ready, self._derivation.prepare(batch, self._ahead()))
+
+    def _gather(self) -> Batch | BaseException | None:
+        """Take the next batch together with those that come while it lingers, up to the bounds."""
+        first = self._take(TICK)
+        if not isinstance(first, Batch) or not first.changes:
+            return first
+        until = monotonic() + self._bounds.linger
+        while self._has_room(first):
+            more = self._take(until - monotonic())
+            if more is None:
+                break
+            if isinstance(more, BaseException):
+                self._pending = more
+                break
+            first = Batch(
+                first.changes + more.changes, more.position, first.size + more.size, more.collections
+            )
+        return first
+
+    def _has_room(self, batch: Batch) -> bool:
+        small = len(batch.changes) < self._bounds.changes and batch.size < self._bounds.bytes
+        return small and not batch.collections
+
+    def _take(self, timeout: float) -> Batch | BaseException | None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            return pending
+        try:
+            return self._read.get(timeout=timeout) if timeout > 0 else self._read.get_nowait()
+        except Empty:
+            return None
+
+
+class StreamEnded(Exception):
+    """The server closed the stream behind an `invalidate`; it opens again behind the last position."""

@@ -1,0 +1,100 @@
+"""The one place that judges a failure: try again, or stop and say why."""
+
+from enum import StrEnum
+
+from pymongo.errors import (
+    AutoReconnect,
+    ConnectionFailure,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WaitQueueTimeoutError,
+    WTimeoutError,
+)
+
+from distributary.errors import LeaseLost, PositionLost
+
+
+class Verdict(StrEnum):
+    """What a failure means for the worker."""
+
+    TRANSIENT = "transient"
+    LEASE = "lease"
+    POSITION = "position"
+    FATAL = "fatal"
+
+
+#: Server errors after which the same work may succeed: elections, shutdowns, timeouts, killed cursors and
+#: sessions, conflicts. Source: the server's error_codes.yml, categories RetriableError, Interruption,
+#: NotPrimaryError, CursorInvalidatedError, SnapshotError.
+TRANSIENT_CODES = frozenset(
+    {
+        6,  # HostUnreachable
+        7,  # HostNotFound
+        24,  # LockTimeout
+        43,  # CursorNotFound
+        50,  # MaxTimeMSExpired
+        63,  # StaleShardVersion
+        64,  # WriteConcernFailed
+        79,  # UnknownReplWriteConcern
+        89,  # NetworkTimeout
+        91,  # ShutdownInProgress
+        112,  # WriteConflict
+        117,  # ConflictingOperationInProgress
+        133,  # FailedToSatisfyReadPreference
+        134,  # ReadConcernMajorityNotAvailableYet
+        136,  # CappedPositionLost
+        150,  # StaleEpoch
+        175,  # QueryPlanKilled
+        189,  # PrimarySteppedDown
+        202,  # NetworkInterfaceExceededTimeLimit
+        206,  # NoSuchSession
+        225,  # TransactionTooOld
+        234,  # RetryChangeStream
+        237,  # CursorKilled
+        239,  # SnapshotTooOld
+        246,  # SnapshotUnavailable
+        251,  # NoSuchTransaction
+        262,  # ExceededTimeLimit
+        290,  # TransactionExceededLifetimeLimitSeconds
+        317,  # ConnectionPoolExpired
+        358,  # InternalTransactionNotSupported
+        365,  # TemporarilyUnavailable
+        384,  # ConnectionError
+        9001,  # SocketException
+        10058,  # LegacyNotPrimary
+        10107,  # NotWritablePrimary
+        11600,  # InterruptedAtShutdown
+        11601,  # Interrupted
+        11602,  # InterruptedDueToReplStateChange
+        13388,  # StaleConfig
+        13435,  # NotPrimaryNoSecondaryOk
+        13436,  # NotPrimaryOrSecondary
+    }
+)
+
+_LABELS = (
+    "TransientTransactionError",
+    "RetryableWriteError",
+    "ResumableChangeStreamError",
+    "UnknownTransactionCommitResult",
+)
+
+
+def judge(error: BaseException) -> Verdict:
+    """Say what a failure means; what is not known to pass by itself is fatal."""
+    if isinstance(error, LeaseLost):
+        return Verdict.LEASE
+    if isinstance(error, PositionLost):
+        return Verdict.POSITION
+    if isinstance(error, PyMongoError) and _passes(error):
+        return Verdict.TRANSIENT
+    return Verdict.FATAL
+
+
+def _passes(error: PyMongoError) -> bool:
+    if any(error.has_error_label(label) for label in _LABELS):
+        return True
+    if isinstance(error, OperationFailure):
+        return error.code in TRANSIENT_CODES or isinstance(error, ExecutionTimeout | WTimeoutError)
+    return isinstance(error, AutoReconnect | ConnectionFailure | WaitQueueTimeoutError)

@@ -1,0 +1,264 @@
+"""The worker: holds the lease, tails the stream, commits batch after batch, and does jobs in between."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from threading import Event
+from time import monotonic
+
+from bson import Timestamp
+from pymongo.errors import PyMongoError
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+from distributary.derive.transform import Transform
+from distributary.engine import begin
+from distributary.engine.begin import Beginning, Wanted
+from distributary.engine.commit import Committer, Stores
+from distributary.engine.derivation import Derivation, Prepared
+from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
+from distributary.engine.retry import Verdict, judge
+from distributary.engine.slices import Slices
+from distributary.errors import PositionLost
+from distributary.log import get_logger
+from distributary.ports import Documents, Source, Start
+from distributary.state import Job
+
+log = get_logger()
+
+#: How often the worker looks for jobs that were asked for, in seconds.
+LOOK_SECONDS = 1.0
+
+#: Batches between two runs of the cyclic garbage collector while changes keep coming.
+COLLECT_BATCHES = 200
+
+#: Lost positions without a commit in between after which the worker stops: the history is shorter than a resync.
+LOSSES = 3
+
+#: Parked documents that are tried again in one go.
+DUE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration says about a worker; times in seconds."""
+
+    bounds: Bounds
+    idle_save: float
+    max_records: int
+    scan_documents: int
+    purge: bool
+    resync: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the worker drives."""
+
+    stores: Stores
+    documents: Documents
+    by_source: Mapping[str, Sequence[Transform]]
+    new_source: Callable[[], Source]
+    head: Callable[[], Timestamp]
+    prepare: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """When a run ends by itself: at `time`, or never; with `jobs` only once no job is left."""
+
+    time: Timestamp | None = None
+
+
+class Worker:
+    """One holder of the lease, from the checkpoint until it is told to stop."""
+
+    def __init__(self, parts: Parts, wanted: Wanted, settings: Settings, fence: int, stop: Event) -> None:
+        self._parts = parts
+        self._wanted = wanted
+        self._settings = settings
+        self._fence = fence
+        self._stop = stop
+        self._lost = False
+        self._losses = 0
+
+    def run(self, goal: Goal) -> None:
+        """Work until the goal is reached or the stop event is set; transient failures are waited out."""
+        patient = Retrying(
+            retry=retry_if_exception(lambda error: judge(error) is Verdict.TRANSIENT),
+            wait=wait_random_exponential(multiplier=0.5, max=30),
+            sleep=self._pause,
+            before_sleep=_tell,
+            reraise=True,
+        )
+        with _collector_off():
+            while not self._stop.is_set() and not patient(self._tail, goal):
+                continue
+
+    def _pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+
+    def _tail(self, goal: Goal) -> bool:
+        """Tail the stream from the checkpoint on; True when the goal was reached.
+
+        A failure after something was committed gives False, so that the next one is waited out from the start.
+        """
+        source = self._parts.new_source()
+        tail: _Tail | None = None
+        try:
+            tail = _Tail(self._parts, self._settings, self._open(source), source, self._stop)
+            tail.run(goal)
+        except StreamEnded:
+            return False
+        except PositionLost as error:
+            self._lose(error, progress=tail is not None and tail.committed)
+            return False
+        except PyMongoError as error:
+            if judge(error) is Verdict.TRANSIENT and tail is not None and tail.committed:
+                log.warning("trying again", error=str(error)[:300])
+                return False
+            raise
+        finally:
+            source.close()
+        return True
+
+    def _lose(self, error: PositionLost, *, progress: bool) -> None:
+        """Note that the position is lost, so that the next stream opens at the present; raises when it may not."""
+        self._losses = 1 if progress else self._losses + 1
+        if not self._settings.resync or self._losses >= LOSSES:
+            raise error
+        log.error("position lost", reason=error.message)
+        self._lost = True
+
+    def _open(self, source: Source) -> Committer:
+        """Open the stream where the checkpoint or the configuration says, and commit that."""
+        beginning = self._begin(source)
+        if beginning.changed:
+            log.warning("code changed", transforms=beginning.changed)
+        self._parts.prepare()
+        committer = Committer(self._parts.stores, self._wanted.transforms, beginning.checkpoint, self._fence)
+        committer.begin(beginning.jobs)
+        return committer
+
+    def _begin(self, source: Source) -> Beginning:
+        before = self._parts.stores.checkpoints.load(self._wanted.worker)
+        if before is None:
+            return begin.first(self._wanted, source.open(self._wanted.start))
+        if self._lost:
+            beginning = begin.lost(self._wanted, before, source.open(Start()))
+            self._lost = False
+            return beginning
+        beginning = begin.resumed(self._wanted, before)
+        source.open(beginning.start)
+        return beginning
+
+
+class _Tail:
+    """One open stream: the loop of batches and job slices."""
+
+    def __init__(
+        self, parts: Parts, settings: Settings, committer: Committer, source: Source, stop: Event
+    ) -> None:
+        self._settings = settings
+        self._committer = committer
+        self._stop = stop
+        self._derivation = Derivation(
+            parts.documents, parts.by_source, committer.checkpoint.epoch, settings.max_records
+        )
+        self._slices = Slices(self._derivation, committer, parts.stores, settings.scan_documents)
+        self._stores = parts.stores
+        self._pipeline = Pipeline(
+            source, self._derivation, settings.bounds, lambda: committer.checkpoint.ahead
+        )
+        self._reached = committer.checkpoint.position
+        self._job: Job | None = None
+        self._looked = self._saved = float("-inf")
+        self._batches = 0
+
+    def run(self, goal: Goal) -> None:
+        """Commit batches and slices until the goal or the stop event; the position is saved at the end."""
+        self._pipeline.start()
+        try:
+            while not self._stop.is_set() and not self._done(goal):
+                self._step()
+            self._save()
+        finally:
+            self._pipeline.close()
+
+    @property
+    def committed(self) -> bool:
+        """Whether a batch was committed since the stream opened."""
+        return self._batches > 0
+
+    def _step(self) -> None:
+        prepared = self._pipeline.next(timeout=0.0 if self._job else 0.1)
+        if prepared is not None:
+            self._take(prepared)
+        self._work()
+
+    def _take(self, prepared: Prepared) -> None:
+        """Commit a batch; one without changes only moves the position, which is saved now and then."""
+        if prepared.batch.changes or prepared.batch.collections:
+            ahead = self._committer.checkpoint.ahead
+            if prepared.outdated(ahead):
+                prepared = self._derivation.again(prepared.batch, ahead)
+            self._committer.batch(prepared, purge=self._settings.purge)
+            self._saved = monotonic()
+            self._collect()
+        self._reached = prepared.batch.position
+        if monotonic() - self._saved >= self._settings.idle_save:
+            self._save()
+
+    def _save(self) -> None:
+        if self._reached != self._committer.checkpoint.position:
+            self._committer.position(self._reached)
+        self._saved = monotonic()
+
+    def _work(self) -> None:
+        """Do a slice of the job at hand, or look for one."""
+        if self._job is not None:
+            self._job = self._slices.run(self._job)
+            if self._job.done:
+                log.info(
+                    "job done", kind=self._job.kind, source=self._job.source, documents=self._job.documents
+                )
+                self._job, self._looked = None, float("-inf")
+        elif monotonic() - self._looked >= LOOK_SECONDS:
+            self._look()
+
+    def _look(self) -> None:
+        self._looked = monotonic()
+        self._job = self._stores.jobs.next()
+        if self._job is None and self._committer.parked and (due := self._stores.letters.due(DUE)):
+            self._slices.retry(due)
+
+    def _done(self, goal: Goal) -> bool:
+        if goal.time is None or self._reached.time < goal.time or self._job is not None:
+            return False
+        self._look()
+        return self._job is None
+
+    def _collect(self) -> None:
+        """Collect cycles rarely: the collector costs more than half of a batch (docs/decisions)."""
+        self._batches += 1
+        if self._batches % COLLECT_BATCHES == 0:
+            gc.collect()
+
+
+class _collector_off(AbstractContextManager[None]):  # noqa: N801 - reads as a statement
+    """Freeze what is loaded and keep the cyclic collector off while batches are processed."""
+
+    def __enter__(self) -> None:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        gc.enable()
+        gc.unfreeze()
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if error is not None:
+        log.warning("trying again", attempt=state.attempt_number, error=str(error)[:300])

@@ -1,0 +1,176 @@
+"""The interfaces between the engine and what it drives, and the values that cross them."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from bson import Timestamp
+from pymongo.client_session import ClientSession
+
+from distributary.change import Change, CollectionChange, Position
+from distributary.derive.plan import Contest, Desired
+from distributary.state import Checkpoint, Job, Letter, LetterKey, Parked
+
+
+class Batch(NamedTuple):
+    """Changes in the source's order, and the position behind them.
+
+    `size` is what they took on the wire, in bytes. `collections` are the whole collections that changed
+    right behind the last change; nothing of a later position is in the batch then.
+    """
+
+    changes: list[Change]
+    position: Position
+    size: int
+    collections: tuple[CollectionChange, ...] = ()
+
+
+class Start(NamedTuple):
+    """Where a stream opens: behind a token, at a cluster time, or (neither) at the present."""
+
+    token: str | None = None
+    time: Timestamp | None = None
+
+
+class Snapshot(NamedTuple):
+    """Documents as they all were at `time`; a key that was asked for and is missing did not exist then."""
+
+    time: Timestamp
+    documents: list[dict[str, Any]]
+
+
+class Source(Protocol):
+    """A stream of changes."""
+
+    def open(self, start: Start) -> Position:
+        """Open the stream and give the position there; raises `PositionLost`."""
+
+    def read(self, wait_ms: int) -> list[Batch]:
+        """Give the next changes, waiting up to `wait_ms`; without any, one batch with a position only."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server closed the stream; a new one opens behind the last position."""
+
+    def close(self) -> None:
+        """Free what the server holds for the stream."""
+
+
+class Documents(Protocol):
+    """Reads documents of the source."""
+
+    def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
+        """Read documents by key, as of `at` or, when the server has that no more, as of the newest time."""
+
+    def scan(self, collection: str, after: tuple[Any, ...], limit: int) -> Snapshot:
+        """Read the next documents in key order as of the newest time; none at the end."""
+
+    def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
+        """Read which of these keys exist: documents of `_id` only."""
+
+    def exists(self, collection: str) -> bool:
+        """Whether there is such a collection now."""
+
+    def count(self, collection: str) -> int:
+        """Estimate the number of documents."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a commit did, by derived collection, and what it could not do."""
+
+    inserted: Counter[str] = field(default_factory=Counter)
+    replaced: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+    unchanged: int = 0
+    overtaken: int = 0
+    contests: list[Contest] = field(default_factory=list)
+    refused: list[tuple[Desired, str]] = field(default_factory=list)
+    released: list[tuple[str, Any]] = field(default_factory=list)
+
+    @property
+    def records(self) -> int:
+        """The number of records that were written or removed."""
+        return self.inserted.total() + self.replaced.total() + self.removed.total()
+
+
+Finish = Callable[[ClientSession, Outcome], None]
+
+
+class Sink(Protocol):
+    """Writes plans; the one place that writes derived collections."""
+
+    def write(
+        self,
+        desired: Sequence[Desired],
+        collections: Mapping[str, Collection[str]],
+        finish: Finish,
+        foreign: Sequence[tuple[str, Any]] = (),
+    ) -> Outcome:
+        """Make what is stored for these owners equal to what they yield, in one transaction; durable on return.
+
+        `collections` are those in which each transform may have records. `finish` is called last inside the
+        transaction, and again when it is repeated. `foreign` are records without an owner that are removed.
+        """
+
+    def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
+        """Give source keys of a transform's records in key order, repeated ones included; none at the end."""
+
+
+class CheckpointStore(Protocol):
+    """Where checkpoints lie."""
+
+    def load(self, worker: str) -> Checkpoint | None:
+        """Give a worker's checkpoint; None before its first commit."""
+
+    def raise_fence(self, worker: str) -> int:
+        """Raise the fence and give it; no holder of an older one can commit any more."""
+
+    def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> None:
+        """Write the checkpoint under the fence, in the session's transaction; raises `LeaseLost`."""
+
+
+class LetterStore(Protocol):
+    """Where dead letters lie."""
+
+    def parked(self) -> set[Parked]:
+        """Give every parked (transform, key)."""
+
+    def due(self, limit: int) -> list[LetterKey]:
+        """Give keys that are worth trying again now."""
+
+    def put(self, letters: Sequence[Letter], session: ClientSession) -> None:
+        """Park documents in the session's transaction."""
+
+    def resolve(self, keys: Collection[LetterKey], session: ClientSession) -> None:
+        """Remove the letters of documents that were derived."""
+
+    def release(self, places: Sequence[tuple[str, Any]], session: ClientSession) -> int:
+        """Mark contested documents that wait for these (derived collection, key) as due."""
+
+
+class JobStore(Protocol):
+    """Where jobs lie."""
+
+    def ask(self, jobs: Sequence[Job], session: ClientSession | None = None) -> list[Job]:
+        """Record jobs to be done."""
+
+    def next(self) -> Job | None:
+        """Give the oldest job that is not done."""
+
+    def save(self, job: Job, session: ClientSession) -> None:
+        """Record progress in the transaction that made it."""
+
+
+class LeaseStore(Protocol):
+    """The lease of one worker's name, as seen by this process."""
+
+    def acquire(self) -> bool:
+        """Take the lease if it is free or expired."""
+
+    def renew(self) -> bool:
+        """Push the expiry out; False when someone else holds it."""
+
+    def release(self) -> None:
+        """Give it back."""

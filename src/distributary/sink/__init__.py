@@ -1,0 +1,1 @@
+"""Where a plan is written; returns only when it is durable."""

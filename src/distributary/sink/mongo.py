@@ -1,0 +1,254 @@
+"""Writing plans to MongoDB: one transaction per batch, learning what is stored only where it can matter."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bson import MaxKey, MinKey
+from bson.raw_bson import RawBSONDocument
+from pymongo import WriteConcern
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+from pymongo.read_concern import ReadConcern
+
+from distributary.change import CODEC
+from distributary.derive.plan import Desired, Place, Plan, Stored, Write, reconcile, stored
+from distributary.ports import Finish, Outcome
+
+#: The index by which the records of a document are found.
+OWNER_INDEX = [("_src.by", 1), ("_src.key", 1)]
+
+#: A command's bounds, well under MongoDB's (100,000 statements, 48 MB).
+COMMAND_WRITES = 10_000
+COMMAND_BYTES = 24 * 1024 * 1024
+
+#: Keys in one `$in`.
+QUERY_KEYS = 10_000
+
+_DUPLICATE_KEY = 11000
+
+Document = dict[str, Any]
+
+
+class _Taken(Exception):
+    """A key that was thought to be new exists: the batch is repeated with what lies under its keys."""
+
+
+class _Refused(Exception):
+    """MongoDB refused one write."""
+
+    def __init__(self, write: Write, reason: str, *, unique: bool) -> None:
+        super().__init__(reason)
+        self.write = write
+        self.reason = reason
+        self.unique = unique
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What is left to write of a batch, and how carefully."""
+
+    desired: list[Desired]
+    foreign: Sequence[tuple[str, Any]]
+    by_key: bool = False
+    apart: bool = False
+    refused: list[tuple[Desired, str]] = field(default_factory=list)
+
+    def after(self, refusal: _Refused) -> None:
+        """Learn from a refusal: first write replaced records as new ones, then go on without the document."""
+        if refusal.unique and not self.apart:
+            self.apart = True
+            return
+        culprit = refusal.write.desired
+        self.refused.append((culprit, refusal.reason))
+        self.desired = [item for item in self.desired if item is not culprit]
+
+
+class MongoSink:
+    """Writes derived collections of one database, in one session, as the holder of the lease."""
+
+    def __init__(self, derived: Database[Any], session: ClientSession) -> None:
+        self._database = derived.with_options(codec_options=CODEC)
+        self._session = session
+
+    def write(
+        self,
+        desired: Sequence[Desired],
+        collections: Mapping[str, Collection[str]],
+        finish: Finish,
+        foreign: Sequence[tuple[str, Any]] = (),
+    ) -> Outcome:
+        """Make what is stored for these owners equal to what they yield; durable on return.
+
+        A document whose records MongoDB refuses (too large, a unique index of the user's, a validator) is
+        taken out and the batch repeated, until those documents stand alone in the outcome.
+        """
+        attempt = _Attempt(list(desired), foreign)
+        while True:
+            try:
+                return self._session.with_transaction(
+                    lambda _: self._transact(attempt, collections, finish),
+                    read_concern=ReadConcern("snapshot"),
+                    write_concern=WriteConcern("majority"),
+                )
+            except _Taken:
+                attempt.by_key = True
+            except _Refused as refusal:
+                attempt.after(refusal)
+
+    def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
+        """Give source keys of a transform's records in key order, none at the end.
+
+        `min` and `max` bound the index whatever the type of the keys.
+        """
+        low = {"_src.by": transform, "_src.key": after[0] if after else MinKey()}
+        high = {"_src.by": transform, "_src.key": MaxKey()}
+        query = {"_src.key": {"$ne": after[0]}} if after else {}
+        found = self._database[collection].find(query, {"_src.key": 1, "_id": 0}, limit=limit)
+        return [each["_src"]["key"] for each in found.hint(OWNER_INDEX).min(_pairs(low)).max(_pairs(high))]
+
+    # --- one attempt, inside the transaction ----------------------------------------------------------------
+
+    def _transact(
+        self, attempt: _Attempt, collections: Mapping[str, Collection[str]], finish: Finish
+    ) -> Outcome:
+        known = {record.place: record for record in self._learn(attempt.desired, collections)}
+        if attempt.by_key:
+            known |= {record.place: record for record in self._learn_keys(attempt.desired)}
+        plan = reconcile(attempt.desired, known.values())
+        self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
+        self._remove_foreign(attempt.foreign)
+        outcome = _outcome(plan, attempt.refused)
+        finish(self._session, outcome)
+        return outcome
+
+    def _learn(
+        self, desired: Iterable[Desired], collections: Mapping[str, Collection[str]]
+    ) -> Iterator[Stored]:
+        """Read what the owners have stored: one query per transform and derived collection."""
+        keys: dict[str, list[Any]] = defaultdict(list)
+        for item in desired:
+            if not item.fresh:
+                keys[item.transform].append(item.key)
+        for transform, owned in keys.items():
+            for collection in collections.get(transform, ()):
+                for some in _chunks(owned, QUERY_KEYS):
+                    query = {"_src.by": transform, "_src.key": {"$in": some}}
+                    yield from self._find(collection, query)
+
+    def _learn_keys(self, desired: Iterable[Desired]) -> Iterator[Stored]:
+        """Read what lies under the keys that the batch yields."""
+        keys: dict[str, dict[Place, Any]] = defaultdict(dict)
+        for item in desired:
+            for record in item.records:
+                keys[record.collection][record.collection, record.identity] = record.key
+        for collection, wanted in keys.items():
+            for some in _chunks(list(wanted.values()), QUERY_KEYS):
+                yield from self._find(collection, {"_id": {"$in": some}})
+
+    def _find(self, collection: str, query: Document) -> Iterator[Stored]:
+        for document in self._database[collection].find(query, session=self._session):
+            yield stored(collection, document)
+
+    def _apply(self, plan: Plan, *, apart: bool, by_key: bool) -> None:
+        """Send the writes; deletes first, so that a key or a unique value that moves is free."""
+        replaces, inserts = plan.replaces, plan.inserts
+        deletes = plan.deletes + (replaces if apart else [])
+        inserts = inserts + (replaces if apart else [])
+        for collection, writes in _by_collection(deletes):
+            self._delete(collection, [write.key for write in writes])
+        for collection, writes in _by_collection([] if apart else replaces):
+            self._send(collection, "update", "updates", writes, _replace, by_key=by_key)
+        for collection, writes in _by_collection(inserts):
+            self._send(collection, "insert", "documents", writes, _insert, by_key=by_key)
+
+    def _delete(self, collection: str, keys: Sequence[Any]) -> None:
+        for some in _chunks(keys, QUERY_KEYS):
+            self._database[collection].delete_many({"_id": {"$in": some}}, session=self._session)
+
+    def _remove_foreign(self, foreign: Iterable[tuple[str, Any]]) -> None:
+        for collection, key in foreign:
+            self._database[collection].delete_one({"_id": key}, session=self._session)
+
+    def _send(
+        self,
+        collection: str,
+        verb: str,
+        section: str,
+        writes: Sequence[Write],
+        statement: Callable[[Write], Any],
+        *,
+        by_key: bool,
+    ) -> None:
+        for some in _by_size(writes):
+            command = {verb: collection, "ordered": True, section: [statement(write) for write in some]}
+            reply = self._database.command(command, session=self._session)
+            if errors := reply.get("writeErrors"):
+                raise _judged(errors[0], some, by_key=by_key)
+
+
+def _insert(write: Write) -> RawBSONDocument:
+    return RawBSONDocument(_document(write))
+
+
+def _replace(write: Write) -> Document:
+    return {"q": {"_id": write.key}, "u": RawBSONDocument(_document(write)), "upsert": True}
+
+
+def _document(write: Write) -> bytes:
+    assert write.document is not None
+    return write.document
+
+
+def _judged(error: Document, writes: Sequence[Write], *, by_key: bool) -> Exception:
+    """Turn the first write error into what the batch does next."""
+    write = writes[error["index"]]
+    unique = error["code"] == _DUPLICATE_KEY
+    if unique and "_id" in error.get("keyPattern", {"_id": 1}) and not by_key:
+        return _Taken()
+    name = f"{write.collection}[{write.key!r:.80}]"
+    return _Refused(write, f"MongoDB refuses the record {name}: {error['errmsg']}", unique=unique)
+
+
+def _outcome(plan: Plan, refused: list[tuple[Desired, str]]) -> Outcome:
+    return Outcome(
+        inserted=Counter(write.collection for write in plan.inserts),
+        replaced=Counter(write.collection for write in plan.replaces),
+        removed=Counter(write.collection for write in plan.deletes),
+        unchanged=plan.unchanged,
+        overtaken=plan.overtaken,
+        contests=plan.contests,
+        refused=list(refused),
+        released=[(write.collection, write.key) for write in plan.deletes],
+    )
+
+
+def _by_collection(writes: Iterable[Write]) -> Iterable[tuple[str, list[Write]]]:
+    grouped: dict[str, list[Write]] = defaultdict(list)
+    for write in writes:
+        grouped[write.collection].append(write)
+    return grouped.items()
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def _by_size(writes: Sequence[Write]) -> Iterator[list[Write]]:
+    """Cut writes into commands that keep MongoDB's bounds on count and bytes."""
+    some: list[Write] = []
+    size = 0
+    for write in writes:
+        size += len(_document(write))
+        if some and (len(some) >= COMMAND_WRITES or size > COMMAND_BYTES):
+            yield some
+            some, size = [], len(_document(write))
+        some.append(write)
+    if some:
+        yield some
+
+
+def _pairs(bounds: Document) -> list[tuple[str, Any]]:
+    return list(bounds.items())

@@ -1,0 +1,79 @@
+"""The source deployment: what it is, how far its history reaches, and whether its collections can be tailed."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bson import Timestamp
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+
+from distributary.errors import EnvironmentFault
+from distributary.state import SourceIdentity
+
+_UNAUTHORIZED = 13
+
+
+def hello(client: MongoClient[Any]) -> dict[str, Any]:
+    """Ask the server what it is; refuses what has no change streams or was not tried."""
+    reply: dict[str, Any] = client.admin.command("hello")
+    if "setName" in reply:
+        return reply
+    if reply.get("msg") == "isdbgrid":
+        raise EnvironmentFault(
+            "The source is a sharded cluster, which this release does not tail.",
+            "Use a replica set; see the README for what is planned.",
+        )
+    raise EnvironmentFault(
+        "The source is a standalone server: it has no change streams.",
+        "Start mongod with --replSet and run rs.initiate() once; one member is enough.",
+    )
+
+
+def identify(database: Database[Any]) -> SourceIdentity:
+    """Say which deployment and database this is; the set's id needs the privilege `replSetGetConfig`."""
+    name = hello(database.client)["setName"]
+    try:
+        config = database.client.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as error:
+        if error.code != _UNAUTHORIZED:
+            raise
+        return SourceIdentity(name, None, database.name)
+    return SourceIdentity(name, str(config["settings"]["replicaSetId"]), database.name)
+
+
+def head(client: MongoClient[Any]) -> Timestamp:
+    """Give the cluster time of the newest operation that a majority has."""
+    newest: Timestamp = hello(client)["lastWrite"]["majorityOpTime"]["ts"]
+    return newest
+
+
+def oldest(client: MongoClient[Any]) -> Timestamp:
+    """Give the cluster time of the oldest operation in the history; needs to read `local.oplog.rs`."""
+    first = client.local["oplog.rs"].find_one({}, {"ts": 1}, sort=[("$natural", 1)])
+    if first is None:
+        raise EnvironmentFault("The source has no oplog.", "Wait until the replica set is initiated.")
+    time: Timestamp = first["ts"]
+    return time
+
+
+def refuse_unsuitable(database: Database[Any], sources: Iterable[str]) -> None:
+    """Refuse source collections that have no change stream of documents, or that compare keys in their own way."""
+    wanted = set(sources)
+    for info in database.list_collections():
+        if info["name"] in wanted:
+            _refuse(info)
+
+
+def _refuse(info: Mapping[str, Any]) -> None:
+    name = info["name"]
+    if info["type"] != "collection":
+        raise EnvironmentFault(
+            f"Source collection {name!r} is a {info['type']}: it has no change stream.",
+            "Name the collection under the view, or copy the time series into an ordinary collection.",
+        )
+    if "collation" in info.get("options", {}):
+        raise EnvironmentFault(
+            f"Source collection {name!r} has a collation: it compares keys in its own way.",
+            "Use a collection with the simple collation.",
+        )

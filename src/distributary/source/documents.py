@@ -1,0 +1,105 @@
+"""Reading documents of the source, each time as the state of one exactly known cluster time."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from bson import Timestamp, decode
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import ReadPreference
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+
+from distributary.change import CODEC
+from distributary.ports import Snapshot
+
+RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+
+#: SnapshotTooOld, SnapshotUnavailable: the server no longer keeps the state of that cluster time.
+GONE_SNAPSHOT = frozenset({239, 246})
+
+Document = dict[str, Any]
+
+
+def run(
+    database: Database[Any], command: Document, session: ClientSession | None = None
+) -> tuple[Document, int]:
+    """Run a command on the primary; gives the reply, decoded by `CODEC`, and its size in bytes."""
+    reply = database.command(
+        command, codec_options=RAW, session=session, read_preference=ReadPreference.PRIMARY
+    )
+    return decode(reply.raw, CODEC), len(reply.raw)
+
+
+class Documents:
+    """Reads the documents of one database by key or in key order."""
+
+    def __init__(self, database: Database[Any]) -> None:
+        self._database = database
+
+    def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
+        """Read the documents with these keys in one query, as of `at` while the server still has it.
+
+        Without `at`, or when its state is gone, as of the newest majority-committed time; the snapshot's
+        time says which it is.
+        """
+        query = _by_key(keys)
+        if at is not None:
+            try:
+                return self._find(collection, query, at)
+            except OperationFailure as error:
+                if error.code not in GONE_SNAPSHOT:
+                    raise
+        return self._find(collection, query)
+
+    def scan(self, collection: str, after: tuple[Any, ...], limit: int) -> Snapshot:
+        """Read at most `limit` documents behind the key in `after`, in BSON order of mixed types.
+
+        No documents means that the end is reached. One reply is read, of at most 16 MB, so that fewer
+        documents than `limit` say nothing. `min` bounds the index whatever the key's type, which `$gt` would not.
+        """
+        query: Document = {"hint": {"_id": 1}, "sort": {"_id": 1}, "singleBatch": True}
+        if after:
+            query |= {"min": {"_id": after[0]}, "filter": {"_id": {"$ne": after[0]}}}
+        return self._find(collection, query | {"limit": limit, "batchSize": limit})
+
+    def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
+        """Read which of these keys exist: documents of `_id` only."""
+        return self._find(collection, _by_key(keys) | {"projection": {"_id": 1}})
+
+    def exists(self, collection: str) -> bool:
+        """Whether there is such a collection now."""
+        return bool(self._database.list_collection_names(filter={"name": collection}))
+
+    def count(self, collection: str) -> int:
+        """Estimate the number of documents from the collection's metadata."""
+        return self._database[collection].estimated_document_count()
+
+    def _find(self, collection: str, query: Document, at: Timestamp | None = None) -> Snapshot:
+        """Read as of one cluster time.
+
+        The server names none for a collection that does not exist: then it is that of the reply, which may be
+        later than the read, and no document shows it.
+        """
+        concern: Document = {"level": "snapshot"}
+        if at is not None:
+            concern["atClusterTime"] = at
+        with self._database.client.start_session() as session:
+            command = {"find": collection, "batchSize": 100_000, **query, "readConcern": concern}
+            cursor = run(self._database, command, session)[0]["cursor"]
+            documents = cursor["firstBatch"]
+            documents.extend(self._rest(collection, cursor["id"], session))
+            time: Any = cursor.get("atClusterTime") or at or session.operation_time
+        return Snapshot(time, documents)
+
+    def _rest(self, collection: str, cursor_id: int, session: ClientSession) -> Iterator[Document]:
+        while cursor_id:
+            command = {"getMore": cursor_id, "collection": collection, "batchSize": 100_000}
+            cursor = run(self._database, command, session)[0]["cursor"]
+            cursor_id = cursor["id"]
+            yield from cursor["nextBatch"]
+
+
+def _by_key(keys: Sequence[Any]) -> Document:
+    return {"filter": {"_id": {"$in": list(keys)}}, "hint": {"_id": 1}}

@@ -1,0 +1,176 @@
+"""The change stream: one per worker, on the source database, lean and filtered on the server."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pymongo.database import Database
+from pymongo.errors import OperationFailure, PyMongoError
+
+from distributary.change import Change, CollectionChange, Operation, Position
+from distributary.errors import PositionLost
+from distributary.ports import Batch, Start
+from distributary.source.documents import Document, run
+
+#: ChangeStreamHistoryLost, InvalidResumeToken, ChangeStreamFatalError: the position can't be opened.
+LOST = frozenset({286, 260, 280})
+
+#: A source transaction of up to this many times the batch's changes is kept in one batch.
+WHOLE = 4
+
+#: A reply is at most 16 MB; above this the server may have stopped for its size and not for want of changes.
+FULL_REPLY = 12 * 1024 * 1024
+
+_OPERATIONS = {item.value: item for item in Operation}
+
+
+def pipeline(collections: Sequence[str], start: Start, carry_bytes: int) -> list[Document]:
+    """Give the stream's pipeline: literal namespaces, and only the fields that the engine reads.
+
+    What ends a stream or replaces a collection passes the filter too. Documents over `carry_bytes` are left
+    out, so that an event never grows over MongoDB's limit; they are read instead.
+    """
+    named = {"$in": list(collections)}
+    ends = {"$in": ["dropDatabase", "invalidate"]}
+    match = {"$or": [{"ns.coll": named}, {"to.coll": named}, {"operationType": ends}]}
+    large = {"$gt": [{"$bsonSize": "$fullDocument"}, carry_bytes]}
+    shape = {
+        "operationType": 1,
+        "clusterTime": 1,
+        "documentKey": 1,
+        "ns.coll": 1,
+        "to.coll": 1,
+        "fullDocument": {"$cond": [large, "$$REMOVE", "$fullDocument"]},
+    }
+    return [{"$changeStream": _opening(start)}, {"$match": match}, {"$project": shape}]
+
+
+def _opening(start: Start) -> Document:
+    """Give the options of `$changeStream`; `startAfter` also opens behind an `invalidate`."""
+    if start.token is not None:
+        return {"startAfter": {"_data": start.token}}
+    if start.time is not None:
+        return {"startAtOperationTime": start.time}
+    return {}
+
+
+class Stream:
+    """Tails the changes of some collections of one database, one server reply at a time."""
+
+    def __init__(
+        self, database: Database[Any], collections: Sequence[str], *, carry_bytes: int, batch_changes: int
+    ) -> None:
+        self._database = database
+        self._collections = frozenset(collections)
+        self._carry_bytes = carry_bytes
+        self._batch_changes = batch_changes
+        self._session = database.client.start_session()
+        self._cursor_id = 0
+        self._token = ""
+        self._held: list[Document] = []
+
+    def open(self, start: Start) -> Position:
+        """Open at `start` and give the position there; raises `PositionLost`."""
+        command = {
+            "aggregate": 1,
+            "pipeline": pipeline(sorted(self._collections), start, self._carry_bytes),
+            "cursor": {"batchSize": 0},
+        }
+        try:
+            cursor = run(self._database, command, self._session)[0]["cursor"]
+        except OperationFailure as error:
+            raise _judged(error) from error
+        self._cursor_id = cursor["id"]
+        self._held = []
+        self._token = cursor["postBatchResumeToken"]["_data"]
+        return Position.of_token(self._token)
+
+    def read(self, wait_ms: int) -> list[Batch]:
+        """Give the next changes, waiting up to `wait_ms` for one; without any, a batch with a position only.
+
+        Changes of one cluster time stay in one batch, as far as one batch may be: the last ones of a reply
+        that the server cut short are held back until the next reply.
+        """
+        command = {
+            "getMore": self._cursor_id,
+            "collection": "$cmd.aggregate",
+            "batchSize": self._batch_changes,
+            "maxTimeMS": wait_ms,
+        }
+        try:
+            reply, size = run(self._database, command, self._session)
+        except OperationFailure as error:
+            raise _judged(error) from error
+        cursor = reply["cursor"]
+        events, self._held = self._held + cursor["nextBatch"], []
+        token = cursor["postBatchResumeToken"]["_data"]
+        if cursor["id"] and (len(cursor["nextBatch"]) >= self._batch_changes or size > FULL_REPLY):
+            events, token = self._hold_back(events, token)
+        self._cursor_id, self._token = cursor["id"], token
+        return list(self._batches(events, token, size))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server closed the stream (after an `invalidate`); open it again at the last position."""
+        return not self._cursor_id
+
+    def close(self) -> None:
+        """Free the server's cursor; an unreachable server frees it by itself."""
+        with suppress(PyMongoError):
+            if self._cursor_id:
+                self._database.command("killCursors", "$cmd.aggregate", cursors=[self._cursor_id])
+        self._cursor_id = 0
+        self._session.end_session()
+
+    def _hold_back(self, events: list[Document], token: str) -> tuple[list[Document], str]:
+        last = events[-1]["clusterTime"]
+        start = len(events)
+        while start and events[start - 1]["clusterTime"] == last:
+            start -= 1
+        if len(events) - start >= WHOLE * self._batch_changes:
+            return events, token
+        self._held = events[start:]
+        return events[:start], events[start - 1]["_id"]["_data"] if start else self._token
+
+    def _batches(self, events: Sequence[Document], token: str, size: int) -> Iterator[Batch]:
+        changes: list[Change] = []
+        for event in events:
+            operation = _OPERATIONS.get(event["operationType"])
+            if operation is not None:
+                changes.append(_change(event, operation))
+            elif collection_changes := tuple(self._collection_changes(event)):
+                position = Position.of_token(event["_id"]["_data"])
+                yield Batch(changes, position, size, collection_changes)
+                changes, size = [], 0
+        yield Batch(changes, Position.of_token(token), size)
+
+    def _collection_changes(self, event: Document) -> Iterable[CollectionChange]:
+        time = event["clusterTime"]
+        kind = event["operationType"]
+        name, target = event.get("ns", {}).get("coll"), event.get("to", {}).get("coll")
+        if kind in {"drop", "rename"} and name in self._collections:
+            yield CollectionChange(name, time, gone=True)
+        if kind == "rename" and target in self._collections:
+            yield CollectionChange(target, time, gone=False)
+        if kind == "dropDatabase":
+            yield from (CollectionChange(each, time, gone=True) for each in sorted(self._collections))
+
+
+def _change(event: Document, operation: Operation) -> Change:
+    return Change(
+        event["ns"]["coll"],
+        event["documentKey"]["_id"],
+        event["clusterTime"],
+        operation,
+        event.get("fullDocument"),
+        event["_id"]["_data"],
+    )
+
+
+def _judged(error: OperationFailure) -> Exception:
+    if error.code in LOST:
+        return PositionLost(
+            f"The stream cannot be opened at this position any more: {error.details and error.details.get('errmsg')}",
+            'Derive the collections again with `start = "backfill"` from a new checkpoint.',
+        )
+    return error

@@ -1,0 +1,130 @@
+"""Checkpoints: how far each worker is. One document per worker's name, written in every commit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bson import Timestamp
+from pymongo import ReturnDocument
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+from pymongo.errors import DuplicateKeyError
+
+from distributary.change import CODEC, Position
+from distributary.errors import Failed, LeaseLost
+from distributary.state import BEGINNING, FORMAT, Built, Checkpoint, SourceIdentity
+
+CHECKPOINTS = "checkpoints"
+
+Document = Mapping[str, Any]
+
+
+def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Give the stored form, without the worker's name and the fence."""
+    return {
+        "format": FORMAT,
+        "position": {"token": checkpoint.position.token, "time": checkpoint.position.time},
+        "ahead": checkpoint.ahead,
+        "source": {
+            "set_name": checkpoint.source.set_name,
+            "set_id": checkpoint.source.set_id,
+            "database": checkpoint.source.database,
+        },
+        "epoch": checkpoint.epoch,
+        "watched": list(checkpoint.watched),
+        "transforms": {name: _built_document(built) for name, built in checkpoint.transforms.items()},
+        "detached": dict(checkpoint.detached),
+    }
+
+
+def _built_document(built: Built) -> dict[str, Any]:
+    return {
+        "source": built.source,
+        "fingerprint": built.fingerprint,
+        "collections": sorted(built.collections),
+        "built": built.built,
+        "unplugged": built.unplugged,
+    }
+
+
+def from_document(document: Document) -> Checkpoint:
+    """Read the stored form; a newer format than this release knows is refused."""
+    if document["format"] > FORMAT:
+        raise Failed(
+            f"The checkpoint of worker {document['_id']!r} has format {document['format']}; "
+            f"this release reads up to {FORMAT}.",
+            "Run the newer release again, or give this worker another `worker.name`.",
+        )
+    return Checkpoint(
+        worker=document["_id"],
+        position=Position(**document["position"]),
+        ahead=document.get("ahead", BEGINNING),
+        source=SourceIdentity(**document["source"]),
+        epoch=document["epoch"],
+        watched=tuple(document["watched"]),
+        transforms={name: _built(entry) for name, entry in document["transforms"].items()},
+        detached=dict(document.get("detached", {})),
+    )
+
+
+def _built(entry: Document) -> Built:
+    collections = frozenset(entry["collections"])
+    return Built(
+        entry["source"], entry["fingerprint"], collections, entry["built"], entry.get("unplugged", False)
+    )
+
+
+class Checkpoints:
+    """The checkpoints in a state database."""
+
+    def __init__(self, state: Database[Any]) -> None:
+        self._collection = state.get_collection(CHECKPOINTS, CODEC)
+
+    def load(self, worker: str) -> Checkpoint | None:
+        """Give a worker's checkpoint; None before its first commit."""
+        document = self._collection.find_one({"_id": worker, "position": {"$exists": True}})
+        return from_document(document) if document else None
+
+    def all(self) -> list[Checkpoint]:
+        """Give every worker's checkpoint."""
+        return [
+            from_document(each)
+            for each in self._collection.find({"position": {"$exists": True}}).sort("_id", 1)
+        ]
+
+    def raise_fence(self, worker: str) -> int:
+        """Raise the fence; from now on no holder of an older one can commit. Durable on return."""
+        try:
+            document = self._raise(worker)
+        except DuplicateKeyError:  # two first holders raced; the document is there now
+            document = self._raise(worker)
+        return int(document["fence"])
+
+    def _raise(self, worker: str) -> Any:
+        return self._collection.find_one_and_update(
+            {"_id": worker}, {"$inc": {"fence": 1}}, upsert=True, return_document=ReturnDocument.AFTER
+        )
+
+    def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> None:
+        """Write the checkpoint as the holder of `fence`; raises `LeaseLost` when there is a newer one.
+
+        The fence is written, not only read: two transactions that write one document conflict.
+        """
+        result = self._collection.update_one(
+            {"_id": checkpoint.worker, "fence": fence},
+            [{"$set": _literal(to_document(checkpoint)) | {"saved_at": "$$NOW", "fence": fence}}],
+            session=session,
+        )
+        if not result.matched_count:
+            raise LeaseLost(
+                f"Another process took over worker {checkpoint.worker!r}; this one committed nothing more.",
+                "Nothing is lost: the new holder goes on from the last commit.",
+            )
+
+
+def _literal(document: Document) -> dict[str, Any]:
+    return {name: {"$literal": value} for name, value in document.items()}
+
+
+def lag_seconds(head: Timestamp, position: Position) -> int:
+    """Give the seconds of source time between a position and the newest operation."""
+    return max(0, head.time - position.time.time)

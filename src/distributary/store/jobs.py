@@ -1,0 +1,107 @@
+"""Jobs: work that was asked for and that the lease holder carries out in slices between its batches."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from bson import ObjectId
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+
+from distributary.change import CODEC
+from distributary.state import Job, JobKind
+
+JOBS = "jobs"
+
+
+class Jobs:
+    """The jobs of one worker in a state database."""
+
+    def __init__(self, state: Database[Any], worker: str) -> None:
+        self._collection = state.get_collection(JOBS, CODEC)
+        self._worker = worker
+
+    def prepare(self) -> None:
+        """Create the index."""
+        self._collection.create_index([("worker", 1), ("done", 1), ("_id", 1)], name="worker")
+
+    def ask(self, jobs: Sequence[Job], session: ClientSession | None = None) -> list[Job]:
+        """Record jobs to be done and give them with their ids; durable on return, or with the session's commit."""
+        asked = [replace(job, id=ObjectId()) for job in jobs]
+        if asked:
+            documents = [self._document(job) for job in asked]
+            self._collection.insert_many(documents, session=session)
+            ids = {"_id": {"$in": [job.id for job in asked]}}
+            self._collection.update_many(ids, [{"$set": {"asked_at": "$$NOW"}}], session=session)
+        return asked
+
+    def next(self) -> Job | None:
+        """Give the oldest job that is not done."""
+        found = self._collection.find_one({"worker": self._worker, "done": False}, sort=[("_id", 1)])
+        return _job(found) if found else None
+
+    def get(self, job_id: Any) -> Job | None:
+        """Give one job."""
+        found = self._collection.find_one({"_id": job_id})
+        return _job(found) if found else None
+
+    def open(self) -> list[Job]:
+        """Give all jobs that are not done, oldest first."""
+        return [
+            _job(each)
+            for each in self._collection.find({"worker": self._worker, "done": False}).sort("_id", 1)
+        ]
+
+    def save(self, job: Job, session: ClientSession) -> None:
+        """Record a job's progress in the transaction that made it."""
+        progress = {
+            "stage": job.stage,
+            "after": list(job.after),
+            "documents": job.documents,
+            "done": job.done,
+        }
+        progress |= {
+            "keys": list(job.keys),
+            "foreign": [list(each) for each in job.foreign],
+            "total": job.total,
+        }
+        literal = {name: {"$literal": value} for name, value in progress.items()}
+        self._collection.update_one(
+            {"_id": job.id}, [{"$set": literal | {"saved_at": "$$NOW"}}], session=session
+        )
+
+    def _document(self, job: Job) -> dict[str, Any]:
+        return {
+            "_id": job.id,
+            "worker": self._worker,
+            "kind": job.kind.value,
+            "source": job.source,
+            "transforms": list(job.transforms),
+            "reason": job.reason,
+            "sweep": job.sweep,
+            "keys": list(job.keys),
+            "foreign": [list(each) for each in job.foreign],
+            "stage": job.stage,
+            "after": list(job.after),
+            "documents": job.documents,
+            "total": job.total,
+            "done": job.done,
+        }
+
+
+def _job(document: dict[str, Any]) -> Job:
+    return Job(
+        id=document["_id"],
+        kind=JobKind(document["kind"]),
+        source=document["source"],
+        transforms=tuple(document["transforms"]),
+        reason=document["reason"],
+        sweep=document["sweep"],
+        keys=tuple(document["keys"]),
+        foreign=tuple((collection, key) for collection, key in document["foreign"]),
+        stage=document["stage"],
+        after=tuple(document["after"]),
+        documents=document["documents"],
+        total=document["total"],
+        done=document["done"],
+    )

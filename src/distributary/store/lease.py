@@ -1,0 +1,86 @@
+"""The lease: the right to be the one writer of a worker's name. All its times are the server's."""
+
+import os
+import socket
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from bson.binary import Binary
+from pymongo import ReturnDocument
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+
+from distributary.change import CODEC
+
+LEASES = "leases"
+
+_UNAUTHORIZED = 13
+
+
+class Holder(NamedTuple):
+    """Who holds a lease; `alive` says whether it has not expired."""
+
+    name: str
+    alive: bool
+
+
+class Lease:
+    """The lease of one worker's name, as seen by one process."""
+
+    def __init__(self, state: Database[Any], worker: str, seconds: float) -> None:
+        self._collection = state.get_collection(LEASES, CODEC)
+        self._worker = worker
+        self._ms = int(seconds * 1000)
+        self.me = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+
+    def acquire(self) -> bool:
+        """Take the lease if it is free or expired; kills what the last holder's session still has open."""
+        free = {"$or": [{"$eq": ["$holder", None]}, {"$lte": ["$expires", "$$NOW"]}]}
+        self._collection.update_one({"_id": self._worker}, {"$setOnInsert": {"holder": None}}, upsert=True)
+        before = self._collection.find_one_and_update(
+            {"_id": self._worker, "$expr": {"$or": [free, {"$eq": ["$holder", self.me]}]}},
+            [{"$set": {"holder": self.me, "expires": self._expiry(), "taken_at": "$$NOW"}}],
+            return_document=ReturnDocument.BEFORE,
+        )
+        if before is None:
+            return False
+        self._kill(before.get("session"))
+        return True
+
+    def announce(self, session_id: dict[str, Any]) -> None:
+        """Say which session writes under this lease, so that the next holder can end it."""
+        self._collection.update_one(
+            {"_id": self._worker, "holder": self.me}, {"$set": {"session": session_id["id"]}}
+        )
+
+    def renew(self) -> bool:
+        """Push the expiry out; False when someone else holds the lease."""
+        result = self._collection.update_one(
+            {"_id": self._worker, "holder": self.me}, [{"$set": {"expires": self._expiry()}}]
+        )
+        return bool(result.matched_count)
+
+    def release(self) -> None:
+        """Give the lease back, so that a standby takes it at once."""
+        self._collection.update_one(
+            {"_id": self._worker, "holder": self.me}, {"$set": {"holder": None, "session": None}}
+        )
+
+    def holder(self) -> Holder | None:
+        """Give who holds the lease."""
+        alive = {"$gt": ["$expires", "$$NOW"]}
+        found = self._collection.find_one({"_id": self._worker}, {"holder": 1, "alive": alive})
+        return Holder(found["holder"], found["alive"]) if found and found.get("holder") else None
+
+    def _expiry(self) -> dict[str, Any]:
+        return {"$add": ["$$NOW", self._ms]}
+
+    def _kill(self, session: Binary | None) -> None:
+        """End the last holder's session with its open transaction; without the privilege the fence does alone."""
+        if session is None:
+            return
+        try:
+            self._collection.database.command("killSessions", [{"id": session}], codec_options=CODEC)
+        except OperationFailure as error:
+            if error.code != _UNAUTHORIZED:
+                raise

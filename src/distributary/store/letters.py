@@ -1,0 +1,160 @@
+"""Dead letters: documents that could not be derived, parked durably before the checkpoint passes them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from bson import encode
+from bson.binary import Binary
+from bson.errors import BSONError
+from pymongo import DeleteMany, DeleteOne, UpdateOne
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+
+from distributary.change import CODEC, Position, identity
+from distributary.state import Letter, LetterKey, LetterKind, Parked
+
+LETTERS = "dead_letters"
+
+#: Characters of a reason and of a traceback's end that are kept: an exception may quote a whole document.
+REASON_CHARACTERS = 2_000
+TRACEBACK_CHARACTERS = 20_000
+
+#: Hexadecimal digits of a letter's short id.
+ID_DIGITS = 12
+
+
+class StoredLetter(NamedTuple):
+    """A letter as it lies in the state database; `id` is what a person calls it by."""
+
+    id: str
+    worker: str
+    letter: Letter
+    attempts: int
+    first_at: datetime
+    last_at: datetime
+
+
+def stored_letters(state: Database[Any], where: Mapping[str, Any], limit: int) -> list[StoredLetter]:
+    """Give letters of all workers that match a query, those that failed last first; 0 means all of them."""
+    found = state.get_collection(LETTERS, CODEC).find(where).sort("last_at", -1).limit(limit)
+    return [_stored(each) for each in found]
+
+
+def count_letters(state: Database[Any], where: Mapping[str, Any]) -> int:
+    """Count the letters of all workers that match a query."""
+    return state.get_collection(LETTERS, CODEC).count_documents(where)
+
+
+def short_id(long_id: Mapping[str, Any]) -> str:
+    """Give the short id of a letter; the same worker, transform and key always have the same one."""
+    return sha256(encode(long_id, codec_options=CODEC)).hexdigest()[:ID_DIGITS]
+
+
+def _stored(document: dict[str, Any]) -> StoredLetter:
+    counted = (document[name] for name in ("attempts", "first_at", "last_at"))
+    return StoredLetter(document["id"], document["worker"], letter(document), *counted)
+
+
+class Letters:
+    """The dead letters of one worker in a state database."""
+
+    def __init__(self, state: Database[Any], worker: str) -> None:
+        self._collection = state.get_collection(LETTERS, CODEC)
+        self._worker = worker
+
+    def prepare(self) -> None:
+        """Create the indexes."""
+        self._collection.create_index([("worker", 1), ("waits_for", 1)], name="waits_for")
+        self._collection.create_index([("worker", 1), ("due", 1)], name="due")
+        self._collection.create_index("id", name="short_id")
+
+    def parked(self) -> set[Parked]:
+        """Give every parked (transform, key)."""
+        found = self._collection.find({"worker": self._worker}, {"transform": 1, "key": 1})
+        return {Parked(each["transform"], identity(each["key"])) for each in found}
+
+    def due(self, limit: int) -> list[LetterKey]:
+        """Give keys that are worth trying again now: what they waited for was released."""
+        found = self._collection.find(
+            {"worker": self._worker, "due": True}, {"transform": 1, "key": 1}
+        ).limit(limit)
+        return [LetterKey(each["transform"], each["key"]) for each in found]
+
+    def put(self, letters: Sequence[Letter], session: ClientSession) -> None:
+        """Park documents; a document that was parked before counts one more attempt."""
+        if letters:
+            self._collection.bulk_write([self._upsert(letter) for letter in letters], session=session)
+
+    def resolve(self, keys: Iterable[LetterKey], session: ClientSession) -> None:
+        """Remove the letters of documents that were derived."""
+        deletes: list[DeleteOne | DeleteMany] = [DeleteOne({"_id": self._id(*key)}) for key in keys]
+        if deletes:
+            self._collection.bulk_write(deletes, session=session)
+
+    def release(self, places: Iterable[tuple[str, Any]], session: ClientSession) -> int:
+        """Mark the contested documents that wait for these (derived collection, key) as due; gives their number."""
+        waited = [{"collection": collection, "key": key} for collection, key in places]
+        found = self._collection.update_many(
+            {"worker": self._worker, "waits_for": {"$in": waited}}, {"$set": {"due": True}}, session=session
+        )
+        return found.matched_count
+
+    def _id(self, transform: str, key: Any) -> dict[str, Any]:
+        return {"worker": self._worker, "transform": transform, "key": _storable(key)}
+
+    def _upsert(self, letter: Letter) -> UpdateOne:
+        long_id = self._id(letter.transform, letter.key)
+        waits = letter.waits_for and {"collection": letter.waits_for[0], "key": letter.waits_for[1]}
+        fields = {
+            "id": short_id(long_id),
+            "worker": self._worker,
+            "transform": letter.transform,
+            "source": letter.source,
+            "key": _storable(letter.key),
+            "kind": letter.kind.value,
+            "reason": _printable(letter.reason)[:REASON_CHARACTERS],
+            "traceback": _printable(letter.traceback)[-TRACEBACK_CHARACTERS:],
+            "position": {"token": letter.position.token, "time": letter.position.time},
+            "fingerprint": letter.fingerprint,
+            "waits_for": waits,
+            "due": letter.due,
+        }
+        literal = {name: {"$literal": value} for name, value in fields.items()}
+        counted = {
+            "attempts": {"$add": [{"$ifNull": ["$attempts", 0]}, 1]},
+            "first_at": {"$ifNull": ["$first_at", "$$NOW"]},
+            "last_at": "$$NOW",
+        }
+        return UpdateOne({"_id": long_id}, [{"$set": literal | counted}], upsert=True)
+
+
+def _storable(key: Any) -> Any:
+    """Give the key itself, or its text as bytes where it is not valid UTF-8 and no encoder takes it."""
+    try:
+        encode({"key": key}, codec_options=CODEC)
+    except (BSONError, UnicodeError):
+        return {"invalid": Binary(repr(key).encode("utf-8", "backslashreplace"))}
+    return key
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def letter(document: dict[str, Any]) -> Letter:
+    """Read a stored letter."""
+    waits = document.get("waits_for")
+    return Letter(
+        transform=document["transform"],
+        key=document["key"],
+        source=document["source"],
+        kind=LetterKind(document["kind"]),
+        reason=document["reason"],
+        traceback=document["traceback"],
+        position=Position(**document["position"]),
+        fingerprint=document["fingerprint"],
+        waits_for=waits and (waits["collection"], waits["key"]),
+        due=document["due"],
+    )

@@ -1,0 +1,169 @@
+"""A worker in this process on a test's own databases, and the recomputation that it has to equal."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import dedent
+from threading import Thread
+from typing import Any
+
+from bson import encode
+from tests.conftest import Databases
+
+from distributary.assemble import Assembled, connect, registry
+from distributary.change import CODEC, identity
+from distributary.config import Config, load
+from distributary.derive.registry import Registry
+from distributary.derive.transform import Failure, derive
+from distributary.engine.worker import Goal
+from distributary.errors import LeaseLost
+
+#: The module that most tests use: one record of its own, a fan-out, a key that moves, a condition.
+ORDERS = """
+    from distributary import DerivedCollection, transform
+
+    by_customer = DerivedCollection("orders_by_customer", indexes=[["customer", "-total"]])
+    lines = DerivedCollection("order_lines", indexes=["sku"])
+    by_code = DerivedCollection("orders_by_code")
+
+    @transform("orders")
+    def orders(order):
+        yield by_customer.record(order["_id"], {"customer": order.get("customer"), "total": order.get("total", 0)})
+        for number, sku in enumerate(order.get("skus", []), start=1):
+            yield lines.record({"order": order["_id"], "line": number}, {"sku": sku})
+        if "code" in order:
+            yield by_code.record(order["code"], {"order": order["_id"]})
+"""
+
+
+@dataclass
+class Harness:
+    """A worker's configuration over a test's databases; `modules` maps file names to their code."""
+
+    databases: Databases
+    folder: Path
+    modules: Mapping[str, str] = field(default_factory=lambda: {"orders": ORDERS})
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.write(self.modules)
+
+    def write(self, modules: Mapping[str, str]) -> None:
+        """Replace the transform modules."""
+        self.folder.mkdir(exist_ok=True)
+        for old in self.folder.glob("*.py"):
+            old.unlink()
+        for name, code in modules.items():
+            (self.folder / f"{name}.py").write_text(dedent(code), encoding="utf-8")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that configure a worker here."""
+        return {
+            "DISTRIBUTARY_SOURCE__URI": self.databases.uri,
+            "DISTRIBUTARY_SOURCE__DATABASE": self.databases.raw.name,
+            "DISTRIBUTARY_DERIVED__DATABASE": self.databases.derived.name,
+            "DISTRIBUTARY_STATE__DATABASE": self.databases.state.name,
+            "DISTRIBUTARY_WORKER__TRANSFORMERS": str(self.folder),
+            "DISTRIBUTARY_WORKER__LEASE_SECONDS": "2",
+            "DISTRIBUTARY_WORKER__IDLE_SAVE_SECONDS": "0.2",
+        } | {f"DISTRIBUTARY_{key.upper().replace('.', '__')}": value for key, value in self.settings.items()}
+
+    @property
+    def config(self) -> Config:
+        """The configuration, freshly loaded."""
+        return load(None, self.environment)
+
+    @property
+    def registry(self) -> Registry:
+        """The transforms that are plugged in now."""
+        return registry(self.config)
+
+    def catch_up(self) -> None:
+        """Run a worker until it has caught up with now."""
+        with self.assembled() as assembled:
+            work(assembled, assembled.goal_of_now())
+
+    @contextmanager
+    def assembled(self) -> Iterator[Assembled]:
+        """Give a worker that is connected."""
+        with connect(self.config) as databases:
+            yield Assembled(self.config, databases, self.registry)
+
+    @contextmanager
+    def running(self) -> Iterator[Assembled]:
+        """Run a worker beside the test; what it dies of fails the test."""
+        with self.assembled() as assembled:
+            died: list[BaseException] = []
+            thread = Thread(target=_recorded, args=(assembled, died), daemon=True)
+            thread.start()
+            try:
+                yield assembled
+            finally:
+                assembled.stop.set()
+                thread.join(30)
+        assert not thread.is_alive()
+        if died:
+            raise died[0]
+
+    def process(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start the command line as a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "distributary", *arguments],
+            env=os.environ | self.environment,
+            text=True,
+            **options,
+        )
+
+    def recomputed(self) -> dict[str, dict[Any, bytes]]:
+        """Derive everything anew: per derived collection, the record's content by the identity of its key.
+
+        Documents that fail yield nothing here; tests with such documents leave their records out.
+        """
+        plugged = self.registry
+        result: dict[str, dict[Any, bytes]] = {name: {} for name in plugged.collections}
+        for transform in plugged.transforms.values():
+            for document in self.databases.raw[transform.source].find():
+                output = derive(transform, document, 10_000)
+                for record in [] if isinstance(output, Failure) else output:
+                    result[record.collection][record.identity] = record.body
+        return result
+
+    def derived(self) -> dict[str, dict[Any, bytes]]:
+        """Give what is stored, in the form of `recomputed`."""
+        return {
+            name: {identity(each["_id"]): _content(each) for each in self.databases.derived[name].find()}
+            for name in self.registry.collections
+        }
+
+    def assert_equal(self) -> None:
+        """Fail unless every derived collection equals a recomputation."""
+        stored, expected = self.derived(), self.recomputed()
+        for name in expected:
+            assert stored[name] == expected[name], f"{name} differs from a recomputation"
+
+
+def work(assembled: Assembled, goal: Goal) -> None:
+    """Wait for the lease and work until the goal is reached."""
+    tenure = assembled.tenure()
+    assert tenure.wait()
+    with tenure.held():
+        assembled.work(tenure, goal)
+
+
+def _recorded(assembled: Assembled, died: list[BaseException]) -> None:
+    try:
+        work(assembled, Goal())
+    except LeaseLost:
+        return
+    except BaseException as error:  # noqa: BLE001 - raised again by the test
+        died.append(error)
+
+
+def _content(document: dict[str, Any]) -> bytes:
+    document.pop("_src", None)
+    return encode(document, codec_options=CODEC)
