@@ -28,7 +28,7 @@ Identity = Hashable
 
 _TOKEN = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}")
 
-_ITSELF = frozenset({str, int, ObjectId, Timestamp, type(None)})
+_ITSELF = frozenset({str, int, Timestamp, type(None)})
 
 
 def identity(key: Any) -> Identity:
@@ -37,9 +37,13 @@ def identity(key: Any) -> Identity:
     `1 == 1.0 == Decimal128("1")`, `True != 1`, `NaN == NaN`, embedded documents by field order.
     Source: "Comparison/Sort Order" of the MongoDB manual.
     """
-    kind = type(key)
+    kind = key.__class__
     if kind in _ITSELF:
         return key  # type: ignore[no-any-return]
+    if kind is ObjectId:
+        return key.binary  # type: ignore[no-any-return]
+    if kind is dict:
+        return (dict, *[(name, identity(value)) for name, value in key.items()])
     if isinstance(key, bool):
         return (bool, key)
     if isinstance(key, int):  # Int64
@@ -54,7 +58,7 @@ def identity(key: Any) -> Identity:
 
 def _compound_identity(key: Any) -> Identity:  # noqa: PLR0911 - one line per type
     if isinstance(key, dict):
-        return (dict, tuple((name, identity(value)) for name, value in key.items()))
+        return (dict, *[(name, identity(value)) for name, value in key.items()])
     if isinstance(key, list | tuple):
         return (list, tuple(map(identity, key)))
     if isinstance(key, DBRef):

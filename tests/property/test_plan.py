@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributary.change import CODEC, Identity, Version, identity
-from distributary.derive.plan import Desired, Owner, Place, Plan, Stored, reconcile, stored
-from distributary.derive.records import DerivedCollection, encode_record
+from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, stored
+from distributary.derive.records import DerivedCollection, Place, encode_record, origin
 
 COLLECTIONS = {name: DerivedCollection(name) for name in ("a", "b")}
 TRANSFORMS = ("f", "g")
@@ -48,12 +48,13 @@ Yield = dict[tuple[str, _Key], int]
 
 def desired(transform: str, key: Any, output: Yield, time: int, *, fresh: bool = False) -> Desired:
     """Give what a document yields, as the engine would."""
+    version = Version(1, Timestamp(time, 1))
+    source = origin(transform, key, version)
     records = [
-        encode_record(COLLECTIONS[collection].record(each.key, {"v": value}))
+        encode_record(COLLECTIONS[collection].record(each.key, {"v": value}), source)
         for (collection, each), value in output.items()
     ]
-    owner = Owner(transform, identity(key))
-    return Desired(transform, key, owner, Version(1, Timestamp(time, 1)), records, fresh)
+    return Desired(transform, key, Owner(transform, identity(key)), version, records, fresh)
 
 
 class Store:
@@ -157,15 +158,15 @@ def test_a_second_time_changes_nothing(batches: list[list[tuple[str, Any, Yield]
 
 @given(st.lists(st.tuples(KEYS, YIELDS, st.integers(1, 5)), max_size=8))
 def test_an_older_state_never_replaces_a_newer_one(states: list[tuple[Any, Yield, int]]) -> None:
-    """Whatever the order in which states arrive, no owner's records go back to an older version."""
+    """Whatever the order in which states arrive, no stored record gives way to an older version."""
     store = Store()
     newest: dict[Owner, int] = {}
     for key, output, time in states:
         item = desired("f", key, output, time)
         run(store, [item])
         shown = [each.version.time.time for each in store.records.values() if each.owner == item.owner]
-        assert all(newest.get(item.owner, 0) <= each for each in shown) or newest[item.owner] <= time
-        newest[item.owner] = max([newest.get(item.owner, 0), *shown])
+        assert all(newest.get(item.owner, 0) <= each for each in shown)
+        newest[item.owner] = max(shown, default=0)
 
 
 @given(YIELDS, YIELDS)

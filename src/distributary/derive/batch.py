@@ -10,6 +10,7 @@ from bson.errors import BSONError
 from distributary.change import CODEC, Version
 from distributary.derive.collapse import Latest
 from distributary.derive.plan import Desired, Owner
+from distributary.derive.records import EncodedRecord, origin
 from distributary.derive.transform import Failure, Transform, derive
 
 _NOT_BSON = (BSONError, ValueError, OverflowError, RecursionError)
@@ -50,15 +51,23 @@ def _derive_one(
     limit: int,
     result: Derived,
 ) -> None:
-    output = [] if document is None else derive(transform, document, limit)
-    if not is_storable(item.key):
-        output = Failure(f"the source key {item.key!r} is not valid UTF-8", "")
+    version = Version(epoch, item.time)
+    output = _output(transform, item, document, version, limit)
     if isinstance(output, Failure):
         result.failed.append(Failed(transform, item, output))
         return
     owner = Owner(transform.name, item.identity)
-    version = Version(epoch, item.time)
     result.desired.append(Desired(transform.name, item.key, owner, version, output, item.fresh))
+
+
+def _output(
+    transform: Transform, item: Latest, document: dict[str, Any] | None, version: Version, limit: int
+) -> list[EncodedRecord] | Failure:
+    if not is_storable(item.key):
+        return Failure(f"the source key {item.key!r} is not valid UTF-8", "")
+    if document is None:
+        return []
+    return derive(transform, document, limit, origin(transform.name, item.key, version))
 
 
 def _copies(document: dict[str, Any] | None, count: int) -> Iterator[dict[str, Any] | None]:

@@ -1,6 +1,6 @@
 """Changes of a batch, collapsed per document: what counts is the latest state."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from bson import Timestamp
@@ -30,17 +30,20 @@ class Latest(NamedTuple):
         return self.document is None and not self.gone
 
 
-def collapse(changes: Iterable[Change], ahead: Timestamp) -> list[Latest]:
+Place = tuple[str, Identity]  # source collection, identity of the document's key
+
+
+def collapse(changes: Iterable[Change], shown: Callable[[Place], Timestamp]) -> list[Latest]:
     """Reduce changes, in the source's order, to one `Latest` per document.
 
-    `ahead` is the newest cluster time that an earlier commit may already show. Up to it a change says only
-    *that* its document changed: the state it carries may be older than what was shown, so it is read.
+    `shown` gives the newest cluster time as of which an earlier commit may already show a document. Up to it a
+    change says only *that* its document changed: the state it carries may be older, so the document is read.
     """
     latest: dict[tuple[str, Identity], Latest] = {}
     for collection, key, time, operation, document, token in changes:
         ident = identity(key)
         place = (collection, ident)
-        if time <= ahead:
+        if time <= shown(place):
             latest[place] = Latest(collection, key, ident, time, None, gone=False, fresh=False, token=token)
             continue
         gone = operation is Operation.DELETE

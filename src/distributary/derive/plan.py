@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 from bson import Timestamp, encode
 
 from distributary.change import CODEC, Identity, Version, identity
-from distributary.derive.records import ENGINE_FIELD, EncodedRecord, seal
+from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
 
 #: A record older than any that the engine writes: what is stored without a readable version.
 UNKNOWN_VERSION = Version(0, Timestamp(0, 0))
-
-Place = tuple[str, Identity]  # derived collection, identity of the record's key
 
 
 class Owner(NamedTuple):
@@ -36,11 +34,6 @@ class Desired:
     version: Version
     records: Sequence[EncodedRecord]
     fresh: bool = False
-
-    def origin(self) -> bytes:
-        """Give the BSON of the engine's field: who derived the record, from what, as of when."""
-        value = {"by": self.transform, "key": self.key, "at": self.version.time, "epoch": self.version.epoch}
-        return encode({ENGINE_FIELD: value}, codec_options=CODEC)
 
 
 class Stored(NamedTuple):
@@ -175,13 +168,14 @@ class _Reconciliation:
         return [contest for item in self.active.values() if (contest := self._claim_all(item))]
 
     def _claim_all(self, item: Desired) -> Contest | None:
+        claims, known = self.claims, self.known
+        for place, key, _, _ in item.records:
+            if place in claims or place in known:
+                holder = self._holder(place, item.owner)
+                if holder is not None:
+                    return Contest(item, place, key, holder)
         for record in item.records:
-            place = (record.collection, record.identity)
-            holder = self._holder(place, item.owner)
-            if holder is not None:
-                return Contest(item, place, record.key, holder)
-        for record in item.records:
-            self.claims[record.collection, record.identity] = item.owner
+            claims[record.place] = item.owner
         return None
 
     def _holder(self, place: Place, owner: Owner) -> Owner | None:
@@ -196,21 +190,20 @@ class _Reconciliation:
 
     def _releases(self, owner: Owner, place: Place) -> bool:
         item = self.active.get(owner)
-        return item is not None and all((r.collection, r.identity) != place for r in item.records)
+        return item is not None and all(record.place != place for record in item.records)
 
     def _write(self, item: Desired) -> None:
-        origin: bytes | None = None
         for record in item.records:
-            before = self.known.get((record.collection, record.identity))
+            before = self.known.get(record.place)
             if before is not None and before.owner == item.owner and before.body == record.body:
                 self.result.unchanged += 1
                 continue
-            origin = origin or item.origin()
-            write = Write(record.collection, record.key, item, seal(record.body, origin))
+            write = Write(record.place[0], record.key, item, record.document)
             (self.result.inserts if before is None else self.result.replaces).append(write)
-        self.result.deletes += self._leftovers(item)
+        if item.owner in self.owned:
+            self.result.deletes += self._leftovers(item)
 
     def _leftovers(self, item: Desired) -> Iterator[Write]:
-        for record in self.owned.get(item.owner, ()):
+        for record in self.owned[item.owner]:
             if record.place not in self.claims:
                 yield Write(record.collection, record.key, item, None)

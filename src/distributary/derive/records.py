@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bson import Regex, encode
+from bson import ObjectId, Regex, encode
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 
-from distributary.change import CODEC, Identity, identity
+from distributary.change import CODEC, Identity, Version, identity
 
 #: The one top-level field of a derived document that belongs to distributary.
 ENGINE_FIELD = "_src"
 
-#: MongoDB's limit on a stored document, in bytes, less room for the engine's field.
-MAX_RECORD_BYTES = 16 * 1024 * 1024 - 64 * 1024
+#: MongoDB's limit on a stored document, in bytes.
+MAX_RECORD_BYTES = 16 * 1024 * 1024
 
 IndexSpec = str | Sequence[str]
 
@@ -45,31 +46,80 @@ class DerivedCollection:
         return Record(self, key, fields)
 
 
+Place = tuple[str, Identity]  # derived collection, identity of the record's key
+
+
 class EncodedRecord(NamedTuple):
-    """A record as bytes: `body` is the BSON of `{_id: key, **fields}` without the engine's field."""
+    """A record as bytes: `document` is the BSON of `{_id: key, **fields, _src: …}`, as it is stored.
 
-    collection: str
+    `tail` is what the engine's field takes at its end.
+    """
+
+    place: Place
     key: Any
-    identity: Identity
-    body: bytes
+    document: bytes
+    tail: int
+
+    @property
+    def body(self) -> bytes:
+        """The record without the engine's field, to be compared."""
+        size = len(self.document) - self.tail
+        return size.to_bytes(4, "little") + self.document[4 : size - 1] + b"\0"
+
+    @property
+    def collection(self) -> str:
+        """The derived collection."""
+        return self.place[0]
+
+    @property
+    def identity(self) -> Identity:
+        """The identity of the key."""
+        return self.place[1]
 
 
-def encode_record(item: object) -> EncodedRecord:
-    """Check and encode what a transform yielded; raises `BadRecord`."""
-    if not isinstance(item, Record):
+#: Types of keys that need no further look.
+_PLAIN_KEYS = frozenset({str, int, ObjectId, dict})
+
+
+def origin(transform: str, key: Any, version: Version) -> RawBSONDocument:
+    """Give the engine's field: who derived the record, from which source key, as of which cluster time."""
+    value = {"by": transform, "key": key, "at": version.time, "epoch": version.epoch}
+    return RawBSONDocument(encode(value, codec_options=CODEC))
+
+
+#: The engine's field of records that are derived to be looked at and not to be stored.
+NO_ORIGIN = RawBSONDocument(encode({}))
+
+#: The type byte and the name of the engine's field, as an element of a BSON document.
+_ELEMENT = 1 + len(ENGINE_FIELD) + 1
+
+
+def encode_record(item: object, source: RawBSONDocument = NO_ORIGIN) -> EncodedRecord:
+    """Check and encode what a transform yielded, with `source` as the engine's field; raises `BadRecord`.
+
+    On the path of every record: what is right passes few checks, what is wrong is looked at again to say why.
+    """
+    if item.__class__ is not Record:
         raise BadRecord(
             f"yielded {type(item).__name__} {item!r:.80}, not a record; use collection.record(...)"
         )
     collection, key, fields = item
-    _check_key(collection, key)
-    _check_fields(collection, key, fields)
+    if key.__class__ not in _PLAIN_KEYS:
+        _check_key(collection, key)
     try:
-        body = encode({"_id": key, **fields}, codec_options=CODEC)
-    except (BSONError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise BadRecord(f"record {_name(collection, key)} cannot be stored as BSON: {error}") from error
-    if len(body) > MAX_RECORD_BYTES:
-        raise BadRecord(f"record {_name(collection, key)} has {len(body):,} bytes; MongoDB's limit is 16 MB")
-    return EncodedRecord(collection.name, key, identity(key), body)
+        if "_id" in fields or ENGINE_FIELD in fields:
+            raise _bad_fields(collection, key, fields)
+        for name in fields:
+            if name[:1] == "$":
+                raise _bad_fields(collection, key, fields)
+        document = encode({"_id": key, **fields, ENGINE_FIELD: source}, False, CODEC)  # noqa: FBT003 - keywords cost
+    except (BSONError, UnicodeError, TypeError, OverflowError, RecursionError) as error:
+        raise _not_bson(collection, key, fields, error) from error
+    if len(document) > MAX_RECORD_BYTES:
+        raise BadRecord(
+            f"record {_name(collection, key)} has {len(document):,} bytes; MongoDB's limit is 16 MB"
+        )
+    return EncodedRecord((collection.name, identity(key)), key, document, len(source.raw) + _ELEMENT)
 
 
 def _check_key(collection: DerivedCollection, key: Any) -> None:
@@ -79,30 +129,22 @@ def _check_key(collection: DerivedCollection, key: Any) -> None:
         raise BadRecord(f"record {_name(collection, key)}: MongoDB takes no list and no regex as _id")
 
 
-def _check_fields(collection: DerivedCollection, key: Any, fields: object) -> None:
-    if not isinstance(fields, Mapping):
-        raise BadRecord(
-            f"record {_name(collection, key)}: fields must be a dict, not {type(fields).__name__}"
-        )
+def _bad_fields(collection: DerivedCollection, key: Any, fields: Mapping[str, Any]) -> BadRecord:
+    record = f"record {_name(collection, key)}"
     if ENGINE_FIELD in fields:
-        raise BadRecord(
-            f"record {_name(collection, key)} has a field {ENGINE_FIELD!r}, which is the engine's"
-        )
+        return BadRecord(f"{record} has a field {ENGINE_FIELD!r}, which is the engine's")
     if "_id" in fields:
-        raise BadRecord(f"record {_name(collection, key)} has a field '_id'; the key is given to record(...)")
-    for name in fields:
-        if isinstance(name, str) and name.startswith("$"):
-            raise BadRecord(f"record {_name(collection, key)}: field {name!r} starts with a dollar sign")
+        return BadRecord(f"{record} has a field '_id'; the key is given to record(...)")
+    name = next(name for name in fields if name[:1] == "$")
+    return BadRecord(f"{record}: field {name!r} starts with a dollar sign")
+
+
+def _not_bson(collection: DerivedCollection, key: Any, fields: object, error: Exception) -> BadRecord:
+    record = f"record {_name(collection, key)}"
+    if not isinstance(fields, Mapping):
+        return BadRecord(f"{record}: fields must be a dict, not {type(fields).__name__}")
+    return BadRecord(f"{record} cannot be stored as BSON: {error}")
 
 
 def _name(collection: DerivedCollection, key: Any) -> str:
     return f"{collection.name}[{key!r:.80}]"
-
-
-def seal(body: bytes, origin: bytes) -> bytes:
-    """Give the BSON of a derived document: the record's fields, then the engine's field.
-
-    Both are BSON documents; their elements are joined as they are (bsonspec.org, "document").
-    """
-    size = len(body) + len(origin) - 5
-    return size.to_bytes(4, "little") + body[4:-1] + origin[4:]

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from distributary.derive.records import BadRecord, EncodedRecord, Record, encode_record
+from bson.raw_bson import RawBSONDocument
+
+from distributary.derive.records import NO_ORIGIN, BadRecord, EncodedRecord, Record, encode_record
 
 Function = Callable[[dict[str, Any]], Iterable[Record] | Record | None]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -61,36 +63,38 @@ def transform(source: str, *, name: str | None = None) -> Callable[[F], F]:
     return mark
 
 
-def derive(transform: Transform, document: dict[str, Any], limit: int) -> list[EncodedRecord] | Failure:
+def derive(
+    transform: Transform, document: dict[str, Any], limit: int, source: RawBSONDocument = NO_ORIGIN
+) -> list[EncodedRecord] | Failure:
     """Apply a transform to one document; what goes wrong comes back as a `Failure`, never as an exception.
 
     Every record is encoded as soon as it is yielded, so what the function does to its document later
-    cannot reach it. At most `limit` records are taken. A record of a collection that the transform's code
+    cannot reach it. At most `limit` records are taken; `source` is their engine's field. A record of a collection that the transform's code
     does not name is a failure: what it stored before could not be found again.
     """
     try:
-        return _named(_encoded(transform.function(document), limit), transform)
+        return _named(_encoded(transform.function(document), limit, source), transform)
     except BadRecord as error:
         return Failure(str(error), "")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         return Failure(f"{type(error).__name__}: {error}", _trace(error))
 
 
-def _encoded(output: object, limit: int) -> list[EncodedRecord]:
-    records = [encode_record(item) for item in islice(_items(output), limit + 1)]
+def _encoded(output: object, limit: int, source: RawBSONDocument) -> list[EncodedRecord]:
+    records = [encode_record(item, source) for item in islice(_items(output), limit + 1)]
     if len(records) > limit:
         raise BadRecord(f"more than {limit:,} records from one document (worker.max_records)")
-    seen = {(record.collection, record.identity) for record in records}
+    seen = {record.place for record in records}
     if len(seen) < len(records):
         raise BadRecord(_repeated(records))
     return records
 
 
 def _named(records: list[EncodedRecord], transform: Transform) -> list[EncodedRecord]:
-    for record in records:
-        if record.collection not in transform.collections:
+    for (collection, _), _, _, _ in records:
+        if collection not in transform.collections:
             raise BadRecord(
-                f"yielded a record of {record.collection!r}, which the transform's code does not name; "
+                f"yielded a record of {collection!r}, which the transform's code does not name; "
                 "declare it at the module's top level and use it by its name"
             )
     return records
@@ -110,10 +114,10 @@ def _items(output: object) -> Iterator[object]:
 
 def _repeated(records: list[EncodedRecord]) -> str:
     seen = set()
-    for collection, key, ident, _ in records:
-        if (collection, ident) in seen:
-            return f"yielded {collection}[{key!r:.80}] twice from one document"
-        seen.add((collection, ident))
+    for place, key, _, _ in records:
+        if place in seen:
+            return f"yielded {place[0]}[{key!r:.80}] twice from one document"
+        seen.add(place)
     raise AssertionError("no key is repeated")
 
 

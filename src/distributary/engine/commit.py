@@ -10,6 +10,7 @@ from distributary.change import CollectionChange, Position, identity
 from distributary.derive.plan import Contest, Desired
 from distributary.derive.transform import Transform
 from distributary.engine.derivation import Prepared
+from distributary.engine.horizon import Horizon
 from distributary.ports import CheckpointStore, JobStore, LetterStore, Outcome, Sink
 from distributary.state import Built, Checkpoint, Job, JobKind, Letter, LetterKey, LetterKind, Parked
 
@@ -47,6 +48,7 @@ class Committer:
         self._fence = fence
         self._parked: set[Parked] = stores.letters.parked()
         self.checkpoint = checkpoint
+        self.horizon = Horizon(checkpoint.ahead)
 
     @property
     def parked(self) -> int:
@@ -76,11 +78,17 @@ class Committer:
         if job.done and job.kind is JobKind.BACKFILL:
             checkpoint = self._built(checkpoint, job)
         foreign = job.foreign if job.done else ()
+        self._note(desired, shown)
         return self._commit(Work(desired, letters, checkpoint, progress=job, foreign=foreign))
 
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> Outcome:
         """Commit parked documents that were derived again."""
+        self._note(desired, shown)
         return self._commit(Work(desired, letters, self.checkpoint.seen(shown)))
+
+    def _note(self, desired: Iterable[Desired], shown: Timestamp) -> None:
+        places = {(self._transforms[item.transform].source, item.owner.identity) for item in desired}
+        self.horizon.note(places, shown, self.checkpoint.position.time)
 
     def position(self, position: Position) -> None:
         """Save a position behind which nothing of ours happened."""

@@ -11,9 +11,8 @@ from threading import Event, Thread
 from time import monotonic
 from typing import TypeVar
 
-from bson import Timestamp
-
 from distributary.engine.derivation import Derivation, Prepared
+from distributary.engine.horizon import Horizon
 from distributary.ports import Batch, Source
 
 T = TypeVar("T")
@@ -36,13 +35,11 @@ class Bounds:
 class Pipeline:
     """Reads and derives ahead of the caller, from a stream that is open."""
 
-    def __init__(
-        self, source: Source, derivation: Derivation, bounds: Bounds, ahead: Callable[[], Timestamp]
-    ) -> None:
+    def __init__(self, source: Source, derivation: Derivation, bounds: Bounds, horizon: Horizon) -> None:
         self._source = source
         self._derivation = derivation
         self._bounds = bounds
-        self._ahead = ahead
+        self._horizon = horizon
         self._stop = Event()
         self._read: Queue[Batch | BaseException] = Queue(bounds.read_ahead)
         self._ready: Queue[Prepared | BaseException] = Queue(1)
@@ -100,7 +97,17 @@ class Pipeline:
             if isinstance(batch, BaseException):
                 raise batch
             if batch is not None:
-                self._put(self._ready, self._derivation.prepare(batch, self._ahead()))
+                self._put(self._ready, self._prepare(batch))
+
+    def _prepare(self, batch: Batch) -> Prepared:
+        """Derive a batch, and note for those behind it what it read later than its end."""
+        prepared = self._derivation.prepare(batch, self._horizon)
+        if batch.changes:
+            first, end = batch.changes[0].time, batch.changes[-1].time
+            late = [place for place, time in prepared.states if time > end]
+            if late:
+                self._horizon.note(late, prepared.shown, first)
+        return prepared
 
     def _gather(self) -> Batch | BaseException | None:
         """Take the next batch together with those that come while it lingers, up to the bounds."""

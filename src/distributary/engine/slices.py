@@ -8,7 +8,7 @@ from bson import Timestamp
 
 from distributary.change import identity
 from distributary.engine.commit import Committer, Stores
-from distributary.engine.derivation import Derivation, letters
+from distributary.engine.derivation import Derivation, key_of, letters
 from distributary.state import Job, JobKind, LetterKey
 
 
@@ -46,17 +46,23 @@ class Slices:
         snapshot = self.derivation.documents.scan(job.source, job.after, self.documents)
         if not snapshot.documents:
             return self._advance(job, snapshot.time)
+        last = key_of(snapshot.documents[-1])
         derived = self.derivation.of_snapshot(job.source, snapshot, job.transforms)
-        after = replace(
-            job, after=(snapshot.documents[-1]["_id"],), documents=job.documents + len(snapshot.documents)
-        )
+        after = replace(job, after=(last,), documents=job.documents + len(snapshot.documents))
         self.committer.job(after, snapshot.time, derived.desired, letters(derived.failed))
         return after
 
     def _derive(self, job: Job) -> Job:
-        some, rest = job.keys[: self.documents], job.keys[self.documents :]
+        """Read keys again; foreign records are removed in the transaction that writes what takes their place.
+
+        A collection that was dropped is left to the stream, which detaches or purges it.
+        """
+        size = len(job.keys) if job.foreign else self.documents
+        some, rest = job.keys[:size], job.keys[size:]
         snapshot = self.derivation.documents.fetch(job.source, some)
-        derived = self.derivation.of_snapshot(job.source, snapshot, job.transforms, some)
+        dropped = len(snapshot.documents) < len(some) and not self.derivation.documents.exists(job.source)
+        keys = () if dropped else some
+        derived = self.derivation.of_snapshot(job.source, snapshot, job.transforms, keys)
         after = replace(job, keys=rest, documents=job.documents + len(some), done=not rest)
         self.committer.job(after, snapshot.time, derived.desired, letters(derived.failed))
         return after

@@ -167,9 +167,7 @@ class _Tail:
         )
         self._slices = Slices(self._derivation, committer, parts.stores, settings.scan_documents)
         self._stores = parts.stores
-        self._pipeline = Pipeline(
-            source, self._derivation, settings.bounds, lambda: committer.checkpoint.ahead
-        )
+        self._pipeline = Pipeline(source, self._derivation, settings.bounds, committer.horizon)
         self._reached = committer.checkpoint.position
         self._job: Job | None = None
         self._looked = self._saved = float("-inf")
@@ -199,15 +197,22 @@ class _Tail:
     def _take(self, prepared: Prepared) -> None:
         """Commit a batch; one without changes only moves the position, which is saved now and then."""
         if prepared.batch.changes or prepared.batch.collections:
-            ahead = self._committer.checkpoint.ahead
-            if prepared.outdated(ahead):
-                prepared = self._derivation.again(prepared.batch, ahead)
+            prepared = self._current(prepared)
             self._committer.batch(prepared, purge=self._settings.purge)
             self._saved = monotonic()
             self._collect()
         self._reached = prepared.batch.position
         if monotonic() - self._saved >= self._settings.idle_save:
             self._save()
+
+    def _current(self, prepared: Prepared) -> Prepared:
+        """Give the batch itself, or derived once more where something newer was committed in the meantime."""
+        horizon = self._committer.horizon
+        if not prepared.outdated(horizon):
+            return prepared
+        prepared = self._derivation.again(prepared.batch)
+        horizon.note((place for place, _ in prepared.states), prepared.shown, prepared.batch.changes[0].time)
+        return prepared
 
     def _save(self) -> None:
         if self._reached != self._committer.checkpoint.position:

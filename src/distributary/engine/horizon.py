@@ -1,0 +1,46 @@
+"""What commits show already where that is ahead of the stream."""
+
+from collections.abc import Iterable
+from threading import Lock
+
+from bson import Timestamp
+
+from distributary.derive.collapse import Place
+
+#: Documents that a horizon remembers one by one; with more, it takes all documents for shown.
+REMEMBERED = 200_000
+
+
+class Horizon:
+    """As of which cluster time each document of the source may be shown already.
+
+    Jobs read ahead of the stream, and so does a batch whose end the server no longer has the state of. What the
+    stream brings later of such a document is older: it says that the document changed, not how it is. `floor`
+    holds for every document; it is all that a restarted worker knows. Used by the thread that derives and by
+    the one that commits.
+    """
+
+    def __init__(self, floor: Timestamp) -> None:
+        self._lock = Lock()
+        self._late: dict[Place, Timestamp] = {}
+        self._floor = floor
+        self.version = 0
+
+    def shown(self, place: Place) -> Timestamp:
+        """Give the newest cluster time as of which this document may be shown."""
+        late = self._late.get(place)
+        return self._floor if late is None or late < self._floor else late
+
+    def note(self, places: Iterable[Place], time: Timestamp, passed: Timestamp) -> None:
+        """Note that documents are shown as of `time`; the stream brings nothing before `passed` any more."""
+        with self._lock:
+            self._late.update(dict.fromkeys(places, time))
+            if len(self._late) > REMEMBERED:
+                self._forget(passed)
+            self.version += 1
+
+    def _forget(self, passed: Timestamp) -> None:
+        self._late = {place: late for place, late in self._late.items() if late >= passed}
+        if len(self._late) > REMEMBERED // 2:
+            self._floor = max(self._late.values())
+            self._late = {}
