@@ -10,26 +10,40 @@ from typing import Any
 from bson import Timestamp
 from pymongo import MongoClient
 from pymongo.database import Database
+from pymongo.errors import PyMongoError
 
-from distributary import plugins
+from distributary import log, plugins
 from distributary.change import CODEC
 from distributary.config import Config, point_of
 from distributary.derive.registry import Registry, index_keys
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
 from distributary.engine.pipeline import Bounds
+from distributary.engine.retry import Verdict, judge
 from distributary.engine.tenure import Tenure
 from distributary.engine.worker import Goal, Parts, Settings, Worker
+from distributary.errors import LeaseLost
+from distributary.operate.sides import Sides
+from distributary.operate.watch import Watch
 from distributary.ports import Start
 from distributary.sink.collections import prepare
 from distributary.sink.mongo import MongoSink
 from distributary.source import deployment
 from distributary.source.documents import Documents
 from distributary.source.stream import Stream
+from distributary.state import BEGINNING, Checkpoint
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
-from distributary.store.lease import Lease
+from distributary.store.lease import Holder, Lease
 from distributary.store.letters import Letters
+
+logger = log.get_logger()
+
+#: Seconds before a process that could not get at the lease tries again.
+RETRY_SECONDS = 1.0
+
+#: Seconds for which the position of a living worker may stand still, beyond those of an idle one.
+WATCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -100,13 +114,72 @@ class Assembled:
             fence = checkpoints.raise_fence(name)
             Worker(self._parts(stores), self.wanted(), self._settings(), fence, tenure.over).run(goal)
 
+    def serve(self, goal: Goal) -> None:
+        """Hold the lease and work, until the goal is reached or `stop` is set; who loses the lease stands by again."""
+        while not self.stop.is_set():
+            tenure = self.tenure()
+            try:
+                if not tenure.wait():
+                    return
+                with tenure.held():
+                    self.work(tenure, goal)
+            except LeaseLost as error:
+                logger.warning("stepped back", reason=error.message)
+                continue
+            except PyMongoError as error:
+                if judge(error) is not Verdict.TRANSIENT:
+                    raise
+                logger.warning("trying again", error=str(error)[:300])
+                self.stop.wait(RETRY_SECONDS)
+                continue
+            if goal.time is not None and not tenure.over.is_set():
+                return
+
+    def work_off(self) -> bool:
+        """Take the lease and work until no job is left; False when another process has it."""
+        tenure = self.tenure()
+        if not tenure.lease.acquire():
+            return False
+        with tenure.held():
+            self.work(tenure, Goal(BEGINNING))
+        return True
+
+    def jobs(self) -> Jobs:
+        """Give the jobs of this worker's name."""
+        return Jobs(self.databases.state, self.config.worker.name)
+
+    def holder(self) -> Holder | None:
+        """Give who holds the lease."""
+        worker = self.config.worker
+        return Lease(self.databases.state, worker.name, worker.lease_seconds).holder()
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Give the last committed checkpoint."""
+        return Checkpoints(self.databases.state).load(self.config.worker.name)
+
+    def sides(self) -> Sides:
+        """Give what `verify` compares."""
+        databases, worker = self.databases, self.config.worker
+        return Sides(
+            self.registry, databases.raw, databases.derived, databases.state, worker.name, worker.max_records
+        )
+
+    def watch(self) -> Watch:
+        """Give what waits for the worker of this name; an idle one saves its position only now and then."""
+        patience = self.config.worker.idle_save_seconds + WATCH_SECONDS
+        return Watch(self.holder, self.sides().checkpoint, patience)
+
     def goal_of_now(self) -> Goal:
         """Give the goal that is reached behind the newest operation of now."""
         return Goal(deployment.head(self.databases.raw.client))
 
     def wanted(self) -> Wanted:
         """Give what is plugged in and how it starts."""
-        worker = self.config.worker
+        worker, written = (
+            self.config.worker,
+            {"derived": self.databases.derived, "state": self.databases.state},
+        )
+        deployment.refuse_loop(self.databases.raw, written)
         deployment.refuse_unsuitable(self.databases.raw, self.registry.sources)
         return Wanted(
             worker=worker.name,
@@ -139,7 +212,7 @@ class Assembled:
                 carry_bytes=worker.carry_bytes,
                 batch_changes=worker.batch_changes,
             ),
-            head=lambda: deployment.head(databases.raw.client),
+            newest=lambda: deployment.newest(databases.raw.client),
             prepare=self._prepare,
         )
 
@@ -167,4 +240,5 @@ class Assembled:
             scan_documents=worker.scan_documents,
             purge=worker.on_source_drop == "purge",
             resync=worker.on_lost_position == "resync",
+            breaker=(self.config.dead_letters.max_in_window, self.config.dead_letters.window),
         )

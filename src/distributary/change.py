@@ -31,7 +31,7 @@ _TOKEN = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}")
 _ITSELF = frozenset({str, int, Timestamp, type(None)})
 
 
-def identity(key: Any) -> Identity:
+def identity(key: Any) -> Identity:  # noqa: PLR0911 - one line per type
     """Give the hashable form of a BSON value under which equality is MongoDB's.
 
     `1 == 1.0 == Decimal128("1")`, `True != 1`, `NaN == NaN`, embedded documents by field order.

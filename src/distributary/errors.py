@@ -3,6 +3,7 @@
 DistributaryError             exit code 1
 ├── Failed                    1: the work was done and its result is bad, or it cannot go on
 │   ├── LeaseLost             1: another holder may write this worker's collections
+│   ├── CheckpointMoved       1: the checkpoint is not the one that this process wrote last
 │   └── TooManyDeadLetters    1: so many documents fail that it is a bug, not data
 ├── ConfigurationError        2: configuration, usage or transform modules; holds all faults at once
 ├── EnvironmentFault          3: MongoDB cannot be reached, is not a replica set, lacks a privilege
@@ -35,6 +36,10 @@ class LeaseLost(Failed):
     """Another holder took the lease; nothing more was committed under the old one."""
 
 
+class CheckpointMoved(Failed):
+    """The checkpoint is newer than this process knows: a commit came through whose answer was lost."""
+
+
 class TooManyDeadLetters(Failed):
     """Documents fail at a rate that points at a bug in a transform."""
 
@@ -65,6 +70,13 @@ class EnvironmentFault(DistributaryError):
     """The environment cannot do the work: unreachable, not a replica set, a missing privilege."""
 
     exit_code = 3
+
+
+#: What to do about a position that is lost, where it is not made good by itself.
+POSITION_CURE = (
+    'Set worker.on_lost_position = "resync" to derive everything again, or give the worker another name to '
+    "start anew."
+)
 
 
 class PositionLost(DistributaryError):

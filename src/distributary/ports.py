@@ -10,20 +10,22 @@ from pymongo.client_session import ClientSession
 
 from distributary.change import Change, CollectionChange, Position
 from distributary.derive.plan import Contest, Desired
-from distributary.state import Checkpoint, Job, Letter, LetterKey, Parked
+from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter
 
 
 class Batch(NamedTuple):
     """Changes in the source's order, and the position behind them.
 
     `size` is what they took on the wire, in bytes. `collections` are the whole collections that changed
-    right behind the last change; nothing of a later position is in the batch then.
+    right behind the last change; nothing of a later position is in the batch then. `torn` says that changes
+    of the last one's cluster time follow in the next batch.
     """
 
     changes: list[Change]
     position: Position
     size: int
     collections: tuple[CollectionChange, ...] = ()
+    torn: bool = False
 
 
 class Start(NamedTuple):
@@ -63,14 +65,17 @@ class Documents(Protocol):
     def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
         """Read documents by key, as of `at` or, when the server has that no more, as of the newest time."""
 
-    def scan(self, collection: str, after: tuple[Any, ...], limit: int) -> Snapshot:
-        """Read the next documents in key order as of the newest time; none at the end."""
+    def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+        """Read the next documents in key order, without `skip` of them, as of the newest time; none at the end."""
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist: documents of `_id` only."""
 
     def exists(self, collection: str) -> bool:
         """Whether there is such a collection now."""
+
+    def not_before(self, time: Timestamp) -> None:
+        """Read nothing older than this from now on."""
 
     def count(self, collection: str) -> int:
         """Estimate the number of documents."""
@@ -89,10 +94,26 @@ class Outcome:
     refused: list[tuple[Desired, str]] = field(default_factory=list)
     released: list[tuple[str, Any]] = field(default_factory=list)
 
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            self.inserted + other.inserted,
+            self.replaced + other.replaced,
+            self.removed + other.removed,
+            self.unchanged + other.unchanged,
+            self.overtaken + other.overtaken,
+            self.contests + other.contests,
+            self.refused + other.refused,
+            self.released + other.released,
+        )
+
     @property
     def records(self) -> int:
         """The number of records that were written or removed."""
         return self.inserted.total() + self.replaced.total() + self.removed.total()
+
+
+class ManyRefused(Exception):
+    """MongoDB refused several documents of one transaction: it is tried in halves."""
 
 
 Finish = Callable[[ClientSession, Outcome], None]
@@ -107,11 +128,13 @@ class Sink(Protocol):
         collections: Mapping[str, Collection[str]],
         finish: Finish,
         foreign: Sequence[tuple[str, Any]] = (),
+        unplugged: Collection[str] = (),
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield, in one transaction; durable on return.
 
         `collections` are those in which each transform may have records. `finish` is called last inside the
         transaction, and again when it is repeated. `foreign` are records without an owner that are removed.
+        Records of `unplugged` transforms give way.
         """
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
@@ -127,18 +150,27 @@ class CheckpointStore(Protocol):
     def raise_fence(self, worker: str) -> int:
         """Raise the fence and give it; no holder of an older one can commit any more."""
 
-    def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> None:
-        """Write the checkpoint under the fence, in the session's transaction; raises `LeaseLost`."""
+    def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> Checkpoint:
+        """Write the checkpoint under the fence, in the session's transaction, and give the next revision.
+
+        Raises `LeaseLost` or `CheckpointMoved`.
+        """
+
+    def claimed(self, worker: str) -> Mapping[str, str]:
+        """Give the derived collections that other workers write, with the worker's name."""
 
 
 class LetterStore(Protocol):
     """Where dead letters lie."""
 
-    def parked(self) -> set[Parked]:
-        """Give every parked (transform, key)."""
+    def parked(self) -> list[ParkedLetter]:
+        """Give what is parked."""
 
-    def due(self, limit: int) -> list[LetterKey]:
-        """Give keys that are worth trying again now."""
+    def due(self, transforms: Sequence[str], limit: int) -> list[LetterKey]:
+        """Give keys of these transforms that are worth trying again now."""
+
+    def make_due(self, keys: Sequence[LetterKey], session: ClientSession) -> None:
+        """Mark letters as worth trying again."""
 
     def put(self, letters: Sequence[Letter], session: ClientSession) -> None:
         """Park documents in the session's transaction."""
@@ -158,6 +190,9 @@ class JobStore(Protocol):
 
     def next(self) -> Job | None:
         """Give the oldest job that is not done."""
+
+    def open(self) -> list[Job]:
+        """Give all jobs that are not done, oldest first."""
 
     def save(self, job: Job, session: ClientSession) -> None:
         """Record progress in the transaction that made it."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bson import Timestamp
 
-from distributary.change import Identity, Position
+from distributary.change import Position
 
 #: The format of what is written to the state database; a checkpoint of a newer one is refused.
 FORMAT = 1
@@ -52,7 +52,8 @@ class Checkpoint:
 
     `ahead` is the newest cluster time that committed records may show: jobs and late reads show states that
     the stream reaches later. `watched` are the collections that the stream's filter names. `detached` are
-    the source collections that were dropped or renamed away, with the time of it.
+    the source collections that were dropped or renamed away, with the time of it. `revision` counts the
+    commits: each one writes over the one before it or fails.
     """
 
     worker: str
@@ -63,6 +64,7 @@ class Checkpoint:
     watched: tuple[str, ...]
     transforms: Mapping[str, Built]
     detached: Mapping[str, Timestamp] = field(default_factory=dict)
+    revision: int = 0
 
     def moved(self, position: Position) -> "Checkpoint":
         """Give the checkpoint at a later position."""
@@ -115,11 +117,10 @@ class Letter:
 class JobKind(StrEnum):
     """What a job does.
 
-    `backfill` scans a source collection, `sweep` removes what lost its source, `derive` reads keys again.
+    `backfill` derives every document of a source collection, `derive` those of given keys.
     """
 
     BACKFILL = "backfill"
-    SWEEP = "sweep"
     DERIVE = "derive"
 
 
@@ -127,8 +128,10 @@ class JobKind(StrEnum):
 class Job:
     """Work that was asked for and that the lease holder carries out in slices.
 
-    `after` holds the key behind which the next slice starts (empty: at the beginning) and `stage` what is
-    walked: "" the source, else "transform/collection" of the derived records that are swept.
+    With `sweep`, records whose source is gone are removed first. `stage` is what is walked (empty: not begun;
+    "scan": the source; else "transform/collection" of the records that are swept), and `after` holds the key
+    behind which the next slice starts (empty: at the beginning). `code` are the fingerprints of the transforms
+    that the job began with.
     """
 
     id: Any
@@ -144,10 +147,11 @@ class Job:
     documents: int = 0
     total: int = 0
     done: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
-class Parked(NamedTuple):
-    """A parked (transform, key) in the form in which a worker remembers it."""
+class ParkedLetter(NamedTuple):
+    """What a worker remembers of a parked document."""
 
-    transform: str
-    identity: Identity
+    key: LetterKey
+    kind: LetterKind

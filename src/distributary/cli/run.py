@@ -1,7 +1,9 @@
 """`distributary run`: the always-on worker."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from types import FrameType
 
 import click
@@ -10,9 +12,12 @@ from distributary import log
 from distributary.assemble import Assembled, connect, registry
 from distributary.cli.common import config_option, open_config
 from distributary.engine.worker import Goal
-from distributary.errors import LeaseLost
+from distributary.errors import Failed
 
 logger = log.get_logger()
+
+#: How often the main thread looks whether the work has ended, in seconds; signals are handled in between.
+TICK = 0.2
 
 
 @click.command("run")
@@ -29,30 +34,39 @@ def command(config_path: Path | None, until_caught_up: bool) -> None:  # noqa: F
     plugged = registry(config)
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
+        now = assembled.goal_of_now()
         _stop_on_signals(assembled)
-        goal = assembled.goal_of_now() if until_caught_up else Goal()
-        _work(assembled, goal)
+        _supervise(lambda: assembled.serve(now if until_caught_up else Goal()), assembled)
 
 
-def _work(assembled: Assembled, goal: Goal) -> None:
-    """Hold the lease and work; who loses the lease stands by for it again."""
-    while not assembled.stop.is_set():
-        tenure = assembled.tenure()
-        if not tenure.wait():
-            return
-        with tenure.held():
-            try:
-                assembled.work(tenure, goal)
-            except LeaseLost as error:
-                logger.warning("stepped back", reason=error.message)
-                continue
-        if goal.time is not None and not tenure.over.is_set():
-            return
+def _supervise(work: Callable[[], None], assembled: Assembled) -> None:
+    """Work in a thread of its own, so that a signal never meets a lock; raises what the work raised."""
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            failed.append(error)
+
+    thread = Thread(target=guarded, name="worker", daemon=True)
+    thread.start()
+    while thread.is_alive() and not assembled.stop.is_set():
+        thread.join(TICK)
+    if thread.is_alive():
+        logger.info("stopping")
+    thread.join(assembled.config.worker.shutdown_seconds)
+    if thread.is_alive():
+        raise Failed(
+            f"The batch at hand was not committed within {assembled.config.worker.shutdown_seconds:g} s.",
+            "Nothing is lost: it is done again at the next start. Raise worker.shutdown_seconds to wait longer.",
+        )
+    if failed:
+        raise failed[0]
 
 
 def _stop_on_signals(assembled: Assembled) -> None:
-    def stop(number: int, _: FrameType | None) -> None:
-        logger.info("stopping", signal=signal.Signals(number).name)
+    def stop(_number: int, _: FrameType | None) -> None:
         assembled.stop.set()
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)

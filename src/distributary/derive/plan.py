@@ -1,7 +1,7 @@
 """The plan: the writes that make what is stored agree with what a batch of documents yields."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -116,20 +116,24 @@ class Plan:
     overtaken: int = 0
 
 
-def reconcile(desired: Sequence[Desired], known: Iterable[Stored]) -> Plan:
+def reconcile(desired: Sequence[Desired], known: Iterable[Stored], unplugged: Collection[str] = ()) -> Plan:
     """Plan the writes that turn what is stored for these owners into what they yield now.
 
     `known` holds every stored record of the owners that are not fresh, and, where a key may be taken,
     the record under it. An owner of which something newer is stored is left alone. One key has one owner:
-    who holds it keeps it while it yields it, a second owner is contested and keeps all that it had.
+    who holds it keeps it while it yields it, a second owner is contested and keeps all that it had. Records of
+    `unplugged` transforms hold nothing.
     """
-    return _Reconciliation(desired, known).plan()
+    return _Reconciliation(desired, known, unplugged).plan()
 
 
 class _Reconciliation:
     """One call of `reconcile`."""
 
-    def __init__(self, desired: Sequence[Desired], known: Iterable[Stored]) -> None:
+    def __init__(
+        self, desired: Sequence[Desired], known: Iterable[Stored], unplugged: Collection[str]
+    ) -> None:
+        self.unplugged = unplugged
         self.known: dict[Place, Stored] = {record.place: record for record in known}
         self.owned: Mapping[Owner, list[Stored]] = self._by_owner()
         self.result = Plan()
@@ -185,6 +189,8 @@ class _Reconciliation:
             return claimed
         record = self.known.get(place)
         if record is None or record.owner is None or record.owner == owner:
+            return None
+        if record.owner.transform in self.unplugged:
             return None
         return None if self._releases(record.owner, place) else record.owner
 

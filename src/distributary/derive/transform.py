@@ -69,8 +69,9 @@ def derive(
     """Apply a transform to one document; what goes wrong comes back as a `Failure`, never as an exception.
 
     Every record is encoded as soon as it is yielded, so what the function does to its document later
-    cannot reach it. At most `limit` records are taken; `source` is their engine's field. A record of a collection that the transform's code
-    does not name is a failure: what it stored before could not be found again.
+    cannot reach it. At most `limit` records are taken; `source` is their engine's field.
+    A record of a collection that the transform's code does not name is a failure: what it stored before could
+    not be found again.
     """
     try:
         return _named(_encoded(transform.function(document), limit, source), transform)

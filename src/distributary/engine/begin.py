@@ -50,8 +50,32 @@ def first(wanted: Wanted, position: Position) -> Beginning:
     return Beginning(checkpoint, Start(token=position.token), jobs, [])
 
 
-def resumed(wanted: Wanted, before: Checkpoint) -> Beginning:
+def resumed(wanted: Wanted, before: Checkpoint, open_jobs: Sequence[Job] = ()) -> Beginning:
     """Begin at a checkpoint; what was plugged in since gets its backfill, what changed is named."""
+    _refuse_other_source(wanted, before)
+    known, plugged = before.transforms, wanted.transforms
+    new = {
+        name: entry(each, known.get(name), built=False)
+        for name, each in plugged.items()
+        if _is_new(each, known)
+    }
+    kept = {name: _kept(built, plugged.get(name)) for name, built in known.items() if name not in new}
+    changed = [
+        name
+        for name, built in kept.items()
+        if name in plugged and built.fingerprint != plugged[name].fingerprint
+    ]
+    jobs = backfills(new, new, "new transform")
+    if wanted.rebuild:
+        asked = {name for job in open_jobs if job.kind is JobKind.BACKFILL for name in job.transforms}
+        jobs += backfills(kept, [name for name in changed if name not in asked], "changed code")
+    checkpoint = replace(before, transforms=kept | new, watched=wanted.watched)
+    if before.watched == wanted.watched:
+        return Beginning(checkpoint, Start(token=before.position.token), jobs, changed)
+    return Beginning(checkpoint.seen(before.position.time), Start(time=before.position.time), jobs, changed)
+
+
+def _refuse_other_source(wanted: Wanted, before: Checkpoint) -> None:
     if before.source.differs(wanted.source):
         raise Failed(
             f"The checkpoint of worker {wanted.worker!r} belongs to another source "
@@ -59,31 +83,12 @@ def resumed(wanted: Wanted, before: Checkpoint) -> Beginning:
             f"{wanted.source.database}): its position means nothing here.",
             "Point `source` at the old deployment again, or give this worker another `worker.name`.",
         )
-    known = before.transforms
-    new = {
-        name: entry(each, known.get(name), built=False)
-        for name, each in wanted.transforms.items()
-        if _is_new(each, known)
-    }
-    kept = {
-        name: entry(wanted.transforms[name], built, built=built.built)
-        if name in wanted.transforms
-        else replace(built, built=False, unplugged=True)
-        for name, built in known.items()
-        if name not in new
-    }
-    changed = [
-        name
-        for name in kept
-        if name in wanted.transforms and kept[name].fingerprint != wanted.transforms[name].fingerprint
-    ]
-    jobs = backfills(new, new, "new transform")
-    if wanted.rebuild:
-        jobs += backfills(kept, changed, "changed code")
-    checkpoint = replace(before, transforms=kept | new, watched=wanted.watched)
-    if before.watched == wanted.watched:
-        return Beginning(checkpoint, Start(token=before.position.token), jobs, changed)
-    return Beginning(checkpoint.seen(before.position.time), Start(time=before.position.time), jobs, changed)
+
+
+def _kept(built: Built, transform: Transform | None) -> Built:
+    if transform is None:
+        return replace(built, built=False, unplugged=True)
+    return entry(transform, built, built=built.built)
 
 
 def _is_new(transform: Transform, known: Mapping[str, Built]) -> bool:
@@ -94,17 +99,10 @@ def _is_new(transform: Transform, known: Mapping[str, Built]) -> bool:
 
 def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
     """Begin anew after the position was lost: a new epoch, and every collection is derived again with a sweep."""
-    transforms = {
-        name: replace(built, built=False) if name in wanted.transforms else built
-        for name, built in before.transforms.items()
-    }
+    resumption = resumed(wanted, before).checkpoint
+    transforms = {name: replace(built, built=False) for name, built in resumption.transforms.items()}
     checkpoint = replace(
-        before,
-        position=position,
-        ahead=BEGINNING,
-        epoch=before.epoch + 1,
-        transforms=transforms,
-        source=wanted.source,
+        resumption, position=position, ahead=BEGINNING, epoch=before.epoch + 1, transforms=transforms
     )
     plugged = [name for name in transforms if name in wanted.transforms]
     return Beginning(

@@ -2,17 +2,27 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bson import Timestamp
 from pymongo.client_session import ClientSession
+from pymongo.errors import OperationFailure
 
 from distributary.change import CollectionChange, Position, identity
-from distributary.derive.plan import Contest, Desired
+from distributary.derive.plan import Contest, Desired, Owner
 from distributary.derive.transform import Transform
+from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
-from distributary.ports import CheckpointStore, JobStore, LetterStore, Outcome, Sink
-from distributary.state import Built, Checkpoint, Job, JobKind, Letter, LetterKey, LetterKind, Parked
+from distributary.ports import CheckpointStore, JobStore, LetterStore, ManyRefused, Outcome, Sink
+from distributary.state import Built, Checkpoint, Job, JobKind, Letter, LetterKey, LetterKind, ParkedLetter
+
+#: What one transaction holds at most; more of a batch follows in others, before the position moves.
+PART_RECORDS = 60_000
+PART_BYTES = 48 * 1024 * 1024
+
+#: BSONObjectTooLarge, TransactionTooLarge, TransactionExceededLifetimeLimitSeconds, TransactionTooLargeForCache.
+TOO_LARGE = frozenset({10334, 257, 290, 313})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +37,7 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one transaction commits."""
+    """What is committed together; `retry` says that it was parked before."""
 
     desired: Sequence[Desired]
     letters: Sequence[Letter]
@@ -35,18 +45,33 @@ class Work:
     asked: Sequence[Job] = ()
     progress: Job | None = None
     foreign: Sequence[tuple[str, object]] = ()
+    retry: bool = False
+
+
+class Finished(NamedTuple):
+    """What a transaction wrote beside records."""
+
+    letters: list[Letter]
+    resolved: list[LetterKey]
+    checkpoint: Checkpoint
 
 
 class Committer:
     """The one writer of a worker's name: commits under a fence, and knows the last committed checkpoint."""
 
     def __init__(
-        self, stores: Stores, transforms: Mapping[str, Transform], checkpoint: Checkpoint, fence: int
+        self,
+        stores: Stores,
+        transforms: Mapping[str, Transform],
+        checkpoint: Checkpoint,
+        fence: int,
+        breaker: Breaker,
     ) -> None:
         self._stores = stores
         self._transforms = transforms
         self._fence = fence
-        self._parked: set[Parked] = stores.letters.parked()
+        self._breaker = breaker
+        self._parked = {_parked(each.key): each for each in stores.letters.parked()}
         self.checkpoint = checkpoint
         self.horizon = Horizon(checkpoint.ahead)
 
@@ -61,90 +86,150 @@ class Committer:
 
     def batch(self, prepared: Prepared, *, purge: bool) -> Outcome:
         """Commit a batch of the stream and move the position behind it."""
+        self._breaker.check(len(prepared.batch.changes), prepared.letters)
         checkpoint = self.checkpoint.moved(prepared.batch.position).seen(prepared.shown)
         checkpoint, returned = _attached(checkpoint, prepared.sources)
         checkpoint, changed = self._with_collections(checkpoint, prepared.batch.collections, purge=purge)
-        return self._commit(Work(prepared.desired, prepared.letters, checkpoint, [*returned, *changed]))
+        outcome = self._commit(Work(prepared.desired, prepared.letters, checkpoint, [*returned, *changed]))
+        self.horizon.passed = checkpoint.position.time
+        return outcome
 
     def job(
-        self,
-        job: Job,
-        shown: Timestamp,
-        desired: Sequence[Desired],
-        letters: Sequence[Letter] = (),
+        self, job: Job, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter] = ()
     ) -> Outcome:
         """Commit a slice of a job with its progress; the position stays."""
+        self._breaker.check(len(desired) + len(letters), letters)
         checkpoint = self.checkpoint.seen(shown)
         if job.done and job.kind is JobKind.BACKFILL:
-            checkpoint = self._built(checkpoint, job)
+            checkpoint = _built(checkpoint, job)
         foreign = job.foreign if job.done else ()
         self._note(desired, shown)
         return self._commit(Work(desired, letters, checkpoint, progress=job, foreign=foreign))
 
-    def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> Outcome:
-        """Commit parked documents that were derived again."""
+    def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
+        """Commit parked documents that were derived again; gives how many are parked no more."""
+        before = len(self._parked)
         self._note(desired, shown)
-        return self._commit(Work(desired, letters, self.checkpoint.seen(shown)))
-
-    def _note(self, desired: Iterable[Desired], shown: Timestamp) -> None:
-        places = {(self._transforms[item.transform].source, item.owner.identity) for item in desired}
-        self.horizon.note(places, shown, self.checkpoint.position.time)
+        self._commit(Work(desired, letters, self.checkpoint.seen(shown), retry=True))
+        return before - len(self._parked)
 
     def position(self, position: Position) -> None:
         """Save a position behind which nothing of ours happened."""
-        checkpoint = self.checkpoint.moved(position)
-        self._stores.checkpoints.save(checkpoint, self._fence)
-        self.checkpoint = checkpoint
+        self.checkpoint = self._stores.checkpoints.save(self.checkpoint.moved(position), self._fence)
+        self.horizon.passed = position.time
+
+    def _note(self, desired: Iterable[Desired], shown: Timestamp) -> None:
+        places = {(self._transforms[item.transform].source, item.owner.identity) for item in desired}
+        self.horizon.note(places, shown)
 
     # --- the transaction ------------------------------------------------------------------------------------
 
     def _commit(self, work: Work) -> Outcome:
-        """Commit; what is remembered here changes only after that."""
-        parked: list[Letter] = []
-        resolved: list[LetterKey] = []
+        """Commit, in one transaction where it fits in one; the position moves with the last."""
+        *parts, last = _parts(work.desired)
+        outcome = Outcome()
+        for part in parts:
+            ahead = replace(self.checkpoint, ahead=work.checkpoint.ahead)
+            outcome += self._divided(
+                replace(work, desired=part, letters=(), checkpoint=ahead, asked=(), progress=None, foreign=())
+            )
+        revision = self.checkpoint.revision
+        return outcome + self._divided(
+            replace(work, desired=last, checkpoint=replace(work.checkpoint, revision=revision))
+        )
 
-        def finish(session: ClientSession, outcome: Outcome) -> None:
-            parked[:] = [*map(self._placed, work.letters), *self._contested(outcome), *self._refused(outcome)]
-            lost = {(letter.transform, identity(letter.key)) for letter in parked}
-            resolved[:] = self._resolved(work.desired, lost)
-            self._stores.letters.resolve(resolved, session)
-            self._stores.letters.put(parked, session)
-            if self._parked and outcome.released:
-                self._stores.letters.release(outcome.released, session)
-            self._stores.jobs.ask(work.asked, session)
-            if work.progress is not None:
-                self._stores.jobs.save(work.progress, session)
-            self._stores.checkpoints.save(work.checkpoint, self._fence, session)
+    def _divided(self, work: Work) -> Outcome:
+        """Commit a transaction; one that MongoDB finds too large, or of which it refuses much, is halved."""
+        try:
+            return self._transact(work)
+        except ManyRefused:
+            pass
+        except OperationFailure as error:
+            if error.code not in TOO_LARGE or len(work.desired) <= 1:
+                raise
+        half = len(work.desired) // 2
+        ahead = replace(self.checkpoint, ahead=work.checkpoint.ahead)
+        first = replace(
+            work,
+            desired=work.desired[:half],
+            letters=(),
+            checkpoint=ahead,
+            asked=(),
+            progress=None,
+            foreign=(),
+        )
+        outcome = self._divided(first)
+        rest = replace(work.checkpoint, revision=self.checkpoint.revision)
+        return outcome + self._divided(replace(work, desired=work.desired[half:], checkpoint=rest))
 
-        collections = {name: built.collections for name, built in work.checkpoint.transforms.items()}
-        outcome = self._stores.sink.write(work.desired, collections, finish, work.foreign)
-        self._parked -= {Parked(key.transform, identity(key.key)) for key in resolved}
-        self._parked |= {Parked(letter.transform, identity(letter.key)) for letter in parked}
-        self.checkpoint = work.checkpoint
+    def _transact(self, work: Work) -> Outcome:
+        """Commit one transaction; what is remembered here changes only after that."""
+        finishing = _Finishing(self, work)
+        entries = work.checkpoint.transforms
+        outcome = self._stores.sink.write(
+            work.desired,
+            {name: built.collections for name, built in entries.items()},
+            finishing,
+            work.foreign,
+            [name for name, built in entries.items() if built.unplugged],
+        )
+        for key in finishing.resolved:
+            self._parked.pop(_parked(key), None)
+        for letter in finishing.letters:
+            key = LetterKey(letter.transform, letter.key)
+            self._parked[_parked(key)] = ParkedLetter(key, letter.kind)
+        self.checkpoint = finishing.checkpoint
         return outcome
 
-    def _resolved(self, desired: Iterable[Desired], lost: set[tuple[str, object]]) -> list[LetterKey]:
+    def finish(self, work: Work, session: ClientSession, outcome: Outcome) -> Finished:
+        """Write what goes with the records, inside their transaction, and last the checkpoint with the fence."""
+        letters = [*map(self._placed, work.letters), *self._contested(work, outcome), *self._refused(outcome)]
+        lost = {_parked(LetterKey(letter.transform, letter.key)) for letter in letters}
+        resolved = self._resolved(work.desired, lost)
+        self._stores.letters.resolve(resolved, session)
+        self._stores.letters.put(letters, session)
+        self._stores.letters.make_due(self._rivals(work, outcome), session)
+        if outcome.released and any(each.kind is LetterKind.CONTESTED for each in self._parked.values()):
+            self._stores.letters.release(outcome.released, session)
+        self._stores.jobs.ask(work.asked, session)
+        if work.progress is not None:
+            self._stores.jobs.save(work.progress, session)
+        checkpoint = self._stores.checkpoints.save(work.checkpoint, self._fence, session)
+        return Finished(letters, resolved, checkpoint)
+
+    def _resolved(self, desired: Iterable[Desired], lost: set[Owner]) -> list[LetterKey]:
         if not self._parked:
             return []
-        owners = ((item, Parked(*item.owner)) for item in desired)
         return [
             LetterKey(item.transform, item.key)
-            for item, owner in owners
-            if owner in self._parked and owner not in lost
+            for item in desired
+            if item.owner in self._parked and item.owner not in lost
         ]
+
+    def _is_contested(self, owner: Owner) -> bool:
+        parked = self._parked.get(owner)
+        return parked is not None and parked.kind is LetterKind.CONTESTED
+
+    def _rivals(self, work: Work, outcome: Outcome) -> list[LetterKey]:
+        """Give the contested documents that hold what others are contested for: they may only need to swap."""
+        if work.retry:
+            return []
+        holders = {each.holder for each in outcome.contests if self._is_contested(each.holder)}
+        return [self._parked[holder].key for holder in holders]
 
     def _placed(self, letter: Letter) -> Letter:
         """Give a letter of a scanned document the position that the worker was at."""
         return letter if letter.position.token else replace(letter, position=self.checkpoint.position)
 
-    def _contested(self, outcome: Outcome) -> Iterator[Letter]:
+    def _contested(self, work: Work, outcome: Outcome) -> Iterator[Letter]:
         for contest in outcome.contests:
             reason = f"yields {_name(contest)}, which source document {contest.holder.identity!r:.80} owns"
             waits = (contest.place[0], contest.key)
             letter = self._letter(
                 contest.desired, LetterKind.CONTESTED, f"{reason} ({contest.holder.transform})"
             )
-            yield replace(letter, waits_for=waits, due=contest.free)
+            due = contest.free or (not work.retry and self._is_contested(contest.holder))
+            yield replace(letter, waits_for=waits, due=due)
 
     def _refused(self, outcome: Outcome) -> Iterator[Letter]:
         for desired, reason in outcome.refused:
@@ -170,34 +255,79 @@ class Committer:
             if change.gone and not purge:
                 detached[change.collection] = change.time
             else:
-                kind = JobKind.SWEEP if change.gone else JobKind.BACKFILL
                 reason = "dropped" if change.gone else "replaced by a rename"
-                jobs.append(job_for(checkpoint, change.collection, kind, reason))
+                jobs.append(job_for(checkpoint, change.collection, reason))
             checkpoint = replace(checkpoint, detached=detached)
         return checkpoint, jobs
 
-    def _built(self, checkpoint: Checkpoint, job: Job) -> Checkpoint:
-        """Note that every existing document of a source went through these transforms."""
-        for name in job.transforms:
-            if name in self._transforms and name in checkpoint.transforms:
-                entry = checkpoint.transforms[name]
-                fingerprint = self._transforms[name].fingerprint
-                checkpoint = checkpoint.with_built(name, replace(entry, fingerprint=fingerprint, built=True))
+
+class _Finishing:
+    """The end of one transaction; called again when it is repeated, and then the last call counts."""
+
+    def __init__(self, committer: Committer, work: Work) -> None:
+        self._committer = committer
+        self._work = work
+        self._finished = Finished([], [], work.checkpoint)
+
+    def __call__(self, session: ClientSession, outcome: Outcome) -> None:
+        self._finished = self._committer.finish(self._work, session, outcome)
+
+    @property
+    def letters(self) -> list[Letter]:
+        """What was parked."""
+        return self._finished.letters
+
+    @property
+    def resolved(self) -> list[LetterKey]:
+        """What was parked and is no more."""
+        return self._finished.resolved
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What was saved."""
+        return self._finished.checkpoint
+
+
+def _parked(key: LetterKey) -> Owner:
+    return Owner(key.transform, identity(key.key))
+
+
+def _parts(desired: Sequence[Desired]) -> list[Sequence[Desired]]:
+    """Cut what documents yield into what one transaction holds."""
+    cuts, records, size = [0], 0, 0
+    for index, item in enumerate(desired):
+        more, larger = len(item.records), sum(len(record.document) for record in item.records)
+        if records and (records + more > PART_RECORDS or size + larger > PART_BYTES):
+            cuts.append(index)
+            records = size = 0
+        records, size = records + more, size + larger
+    return [desired[start:end] for start, end in zip(cuts, [*cuts[1:], len(desired)], strict=True)]
+
+
+def _built(checkpoint: Checkpoint, job: Job) -> Checkpoint:
+    """Note that every existing document of a source went through these transforms, and that it is there."""
+    for name, fingerprint in job.code.items():
+        entry = checkpoint.transforms[name]
+        checkpoint = checkpoint.with_built(
+            name, replace(entry, fingerprint=fingerprint, built=not entry.unplugged)
+        )
+    if not job.documents:
         return checkpoint
+    return replace(checkpoint, detached={k: v for k, v in checkpoint.detached.items() if k != job.source})
 
 
 def _attached(checkpoint: Checkpoint, sources: Iterable[str]) -> tuple[Checkpoint, list[Job]]:
     """Take back detached collections in which something happens again: they are derived anew, with a sweep."""
     back = [name for name in sources if name in checkpoint.detached]
     detached = {name: time for name, time in checkpoint.detached.items() if name not in back}
-    jobs = [job_for(checkpoint, name, JobKind.BACKFILL, "created again") for name in back]
+    jobs = [job_for(checkpoint, name, "created again") for name in back]
     return replace(checkpoint, detached=detached) if back else checkpoint, jobs
 
 
-def job_for(checkpoint: Checkpoint, source: str, kind: JobKind, reason: str) -> Job:
-    """Give the job that derives or sweeps one source collection for all of its transforms."""
+def job_for(checkpoint: Checkpoint, source: str, reason: str) -> Job:
+    """Give the job that derives one source collection anew for all of its transforms."""
     names = tuple(sorted(name for name, built in checkpoint.transforms.items() if built.source == source))
-    return Job(None, kind, source, names, reason, sweep=True)
+    return Job(None, JobKind.BACKFILL, source, names, reason, sweep=True)
 
 
 def _name(contest: Contest) -> str:

@@ -16,14 +16,15 @@ class Horizon:
 
     Jobs read ahead of the stream, and so does a batch whose end the server no longer has the state of. What the
     stream brings later of such a document is older: it says that the document changed, not how it is. `floor`
-    holds for every document; it is all that a restarted worker knows. Used by the thread that derives and by
-    the one that commits.
+    holds for every document; it is all that a restarted worker knows. `passed` is the time of the last committed
+    position, behind which nothing is brought. Used by the thread that derives and by the one that commits.
     """
 
     def __init__(self, floor: Timestamp) -> None:
         self._lock = Lock()
         self._late: dict[Place, Timestamp] = {}
         self._floor = floor
+        self.passed = floor
         self.version = 0
 
     def shown(self, place: Place) -> Timestamp:
@@ -31,16 +32,18 @@ class Horizon:
         late = self._late.get(place)
         return self._floor if late is None or late < self._floor else late
 
-    def note(self, places: Iterable[Place], time: Timestamp, passed: Timestamp) -> None:
-        """Note that documents are shown as of `time`; the stream brings nothing before `passed` any more."""
+    def note(self, places: Iterable[Place], time: Timestamp) -> None:
+        """Note that documents are shown as of `time`."""
         with self._lock:
-            self._late.update(dict.fromkeys(places, time))
+            for place in places:
+                if time > self._late.get(place, self._floor):
+                    self._late[place] = time
             if len(self._late) > REMEMBERED:
-                self._forget(passed)
+                self._forget()
             self.version += 1
 
-    def _forget(self, passed: Timestamp) -> None:
-        self._late = {place: late for place, late in self._late.items() if late >= passed}
+    def _forget(self) -> None:
+        self._late = {place: late for place, late in self._late.items() if late > self.passed}
         if len(self._late) > REMEMBERED // 2:
             self._floor = max(self._late.values())
             self._late = {}

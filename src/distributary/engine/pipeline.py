@@ -103,10 +103,10 @@ class Pipeline:
         """Derive a batch, and note for those behind it what it read later than its end."""
         prepared = self._derivation.prepare(batch, self._horizon)
         if batch.changes:
-            first, end = batch.changes[0].time, batch.changes[-1].time
-            late = [place for place, time in prepared.states if time > end]
+            end = batch.changes[-1].time
+            late = [place for place, time in prepared.states if time > end or (batch.torn and time == end)]
             if late:
-                self._horizon.note(late, prepared.shown, first)
+                self._horizon.note(late, prepared.shown)
         return prepared
 
     def _gather(self) -> Batch | BaseException | None:
@@ -122,9 +122,8 @@ class Pipeline:
             if isinstance(more, BaseException):
                 self._pending = more
                 break
-            first = Batch(
-                first.changes + more.changes, more.position, first.size + more.size, more.collections
-            )
+            size = first.size + more.size
+            first = Batch(first.changes + more.changes, more.position, size, more.collections, more.torn)
         return first
 
     def _has_room(self, batch: Batch) -> bool:

@@ -12,7 +12,7 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from distributary.errors import LeaseLost, PositionLost
+from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
 
 
 class Verdict(StrEnum):
@@ -87,7 +87,7 @@ def judge(error: BaseException) -> Verdict:
         return Verdict.LEASE
     if isinstance(error, PositionLost):
         return Verdict.POSITION
-    if isinstance(error, PyMongoError) and _passes(error):
+    if isinstance(error, CheckpointMoved) or (isinstance(error, PyMongoError) and _passes(error)):
         return Verdict.TRANSIENT
     return Verdict.FATAL
 

@@ -70,7 +70,13 @@ class Tenure:
         finally:
             self._done.set()
             thread.join()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        try:
             self.lease.release()
+        except PyMongoError as error:
+            log.warning("lease not given back, it expires", error=str(error)[:300])
 
     def _renew(self) -> None:
         """Renew in time; a lease that could not be renewed for its whole duration is lost."""

@@ -9,17 +9,24 @@ from time import monotonic
 
 from bson import Timestamp
 from pymongo.errors import PyMongoError
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_when_event_set,
+    wait_random_exponential,
+)
 
 from distributary.derive.transform import Transform
 from distributary.engine import begin
 from distributary.engine.begin import Beginning, Wanted
+from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
 from distributary.engine.retry import Verdict, judge
 from distributary.engine.slices import Slices
-from distributary.errors import PositionLost
+from distributary.errors import POSITION_CURE, ConfigurationError, Fault, PositionLost
 from distributary.log import get_logger
 from distributary.ports import Documents, Source, Start
 from distributary.state import Job
@@ -49,6 +56,7 @@ class Settings:
     scan_documents: int
     purge: bool
     resync: bool
+    breaker: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class Parts:
     documents: Documents
     by_source: Mapping[str, Sequence[Transform]]
     new_source: Callable[[], Source]
-    head: Callable[[], Timestamp]
+    newest: Callable[[], Timestamp]
     prepare: Callable[[], None]
 
 
@@ -88,6 +96,7 @@ class Worker:
             retry=retry_if_exception(lambda error: judge(error) is Verdict.TRANSIENT),
             wait=wait_random_exponential(multiplier=0.5, max=30),
             sleep=self._pause,
+            stop=stop_when_event_set(self._stop),
             before_sleep=_tell,
             reraise=True,
         )
@@ -136,21 +145,50 @@ class Worker:
         if beginning.changed:
             log.warning("code changed", transforms=beginning.changed)
         self._parts.prepare()
-        committer = Committer(self._parts.stores, self._wanted.transforms, beginning.checkpoint, self._fence)
+        checkpoint, breaker = beginning.checkpoint, Breaker(*self._settings.breaker)
+        self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
+        committer = Committer(self._parts.stores, self._wanted.transforms, checkpoint, self._fence, breaker)
         committer.begin(beginning.jobs)
         return committer
 
     def _begin(self, source: Source) -> Beginning:
         before = self._parts.stores.checkpoints.load(self._wanted.worker)
         if before is None:
+            self._refuse_shared()
             return begin.first(self._wanted, source.open(self._wanted.start))
         if self._lost:
             beginning = begin.lost(self._wanted, before, source.open(Start()))
             self._lost = False
             return beginning
-        beginning = begin.resumed(self._wanted, before)
-        source.open(beginning.start)
-        return beginning
+        self._refuse_shared()
+        beginning = begin.resumed(self._wanted, before, self._parts.stores.jobs.open())
+        if before.position.time > self._parts.newest():
+            raise PositionLost(
+                f"The position ({before.position.time.as_datetime():%Y-%m-%d %H:%M:%S} UTC) lies in the source's "
+                "future: the source was restored from a backup, or is another one.",
+                POSITION_CURE,
+            )
+        position = source.open(beginning.start)
+        if beginning.start.token is not None:
+            return beginning
+        return beginning._replace(checkpoint=beginning.checkpoint.moved(position))
+
+    def _refuse_shared(self) -> None:
+        """Refuse derived collections that another worker writes: one writer knows who owns what."""
+        claimed = self._parts.stores.checkpoints.claimed(self._wanted.worker)
+        named = {name for each in self._wanted.transforms.values() for name in each.collections}
+        shared = sorted(named & claimed.keys())
+        if shared:
+            raise ConfigurationError(
+                [
+                    Fault(
+                        "worker.name",
+                        f"derived collection {name!r} is written by worker {claimed[name]!r} already.",
+                        "Give the collection to one worker, by `worker.only`, or give it another name.",
+                    )
+                    for name in shared
+                ]
+            )
 
 
 class _Tail:
@@ -165,8 +203,11 @@ class _Tail:
         self._derivation = Derivation(
             parts.documents, parts.by_source, committer.checkpoint.epoch, settings.max_records
         )
-        self._slices = Slices(self._derivation, committer, parts.stores, settings.scan_documents)
+        self._slices = Slices(
+            self._derivation, committer, parts.stores, settings.scan_documents, settings.purge
+        )
         self._stores = parts.stores
+        self._names = [each.name for some in parts.by_source.values() for each in some]
         self._pipeline = Pipeline(source, self._derivation, settings.bounds, committer.horizon)
         self._reached = committer.checkpoint.position
         self._job: Job | None = None
@@ -211,7 +252,7 @@ class _Tail:
         if not prepared.outdated(horizon):
             return prepared
         prepared = self._derivation.again(prepared.batch)
-        horizon.note((place for place, _ in prepared.states), prepared.shown, prepared.batch.changes[0].time)
+        horizon.note((place for place, _ in prepared.states), prepared.shown)
         return prepared
 
     def _save(self) -> None:
@@ -233,9 +274,15 @@ class _Tail:
 
     def _look(self) -> None:
         self._looked = monotonic()
-        self._job = self._stores.jobs.next()
-        if self._job is None and self._committer.parked and (due := self._stores.letters.due(DUE)):
-            self._slices.retry(due)
+        job = self._stores.jobs.next()
+        self._job = job and self._slices.taken(job)
+        while (
+            self._job is None
+            and self._committer.parked
+            and (due := self._stores.letters.due(self._names, DUE))
+        ):
+            if not self._slices.retry(due):
+                return
 
     def _done(self, goal: Goal) -> bool:
         if goal.time is None or self._reached.time < goal.time or self._job is not None:

@@ -20,7 +20,7 @@ def prepare(derived: Database[Any], wanted: Iterable[tuple[str, Indexes]]) -> No
     existing = {each["name"]: each for each in derived.list_collections()}
     for name, indexes in wanted:
         if name in existing:
-            _refuse_unsuitable(existing[name])
+            refuse_unsuitable(existing[name])
         models = [
             IndexModel(OWNER_INDEX, name="distributary_owner"),
             *(IndexModel(list(keys)) for keys in indexes),
@@ -36,7 +36,8 @@ def prepare(derived: Database[Any], wanted: Iterable[tuple[str, Indexes]]) -> No
             ) from error
 
 
-def _refuse_unsuitable(info: Mapping[str, Any]) -> None:
+def refuse_unsuitable(info: Mapping[str, Any]) -> None:
+    """Refuse a derived collection, as `listCollections` tells of it, that cannot hold records by their key."""
     name, options = info["name"], info.get("options", {})
     if info["type"] != "collection":
         raise EnvironmentFault(

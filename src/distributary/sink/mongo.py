@@ -2,33 +2,67 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bson import MaxKey, MinKey
+from bson import MaxKey, MinKey, Regex
+from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import WriteConcern
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 
-from distributary.change import CODEC
-from distributary.derive.plan import Desired, Place, Plan, Stored, Write, reconcile, stored
-from distributary.ports import Finish, Outcome
+from distributary.change import CODEC, identity
+from distributary.derive.batch import is_storable
+from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
+from distributary.derive.records import ENGINE_FIELD, Place
+from distributary.ports import Finish, ManyRefused, Outcome
 
 #: The index by which the records of a document are found.
 OWNER_INDEX = [("_src.by", 1), ("_src.key", 1)]
 
-#: A command's bounds, well under MongoDB's (100,000 statements, 48 MB).
+#: A command's bounds: MongoDB takes 100,000 statements, the driver 16 MB in a command that is not its own.
 COMMAND_WRITES = 10_000
-COMMAND_BYTES = 24 * 1024 * 1024
+COMMAND_BYTES = 12 * 1024 * 1024
+
+#: What a statement takes beside its document: operators, the index in the array.
+STATEMENT_BYTES = 64
+
+#: Documents that are taken out of one transaction one by one; with more it is better halved.
+REFUSALS = 4
 
 #: Keys in one `$in`.
-QUERY_KEYS = 10_000
+QUERY_KEYS = 5000
 
 _DUPLICATE_KEY = 11000
 
 Document = dict[str, Any]
+
+
+def read_record(collection: str, document: Document) -> Stored:
+    """Read a derived document whatever a hand did to it; what no encoder takes (invalid UTF-8) has no body."""
+    origin = document.get(ENGINE_FIELD)
+    try:
+        return stored(collection, document)
+    except (BSONError, UnicodeError):
+        key = document["_id"]
+        bare = stored(collection, {"_id": None, ENGINE_FIELD: origin})
+        return bare._replace(key=key, identity=identity(key), body=b"")
+
+
+def is_foreign(collection: str, document: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> bool:
+    """Whether a derived document names no owner that may have written it, so that nothing would ever remove it.
+
+    `known` holds the collections that each transform may have written. No document has a list or a regular
+    expression as its key.
+    """
+    origin = document.get(ENGINE_FIELD)
+    if not isinstance(origin, dict) or not isinstance(origin.get("by"), str) or "key" not in origin:
+        return True
+    key = origin["key"]
+    may_write = collection in known.get(origin["by"], ())
+    return not may_write or isinstance(key, list | Regex) or not is_storable(key)
 
 
 class _Taken(Exception):
@@ -51,9 +85,15 @@ class _Attempt:
 
     desired: list[Desired]
     foreign: Sequence[tuple[str, Any]]
+    unplugged: Collection[str]
     by_key: bool = False
     apart: bool = False
     refused: list[tuple[Desired, str]] = field(default_factory=list)
+
+    def look(self) -> None:
+        """Learn from a key that exists: nothing is taken for new any more."""
+        self.by_key = True
+        self.desired = [replace(item, fresh=False) for item in self.desired]
 
     def after(self, refusal: _Refused) -> None:
         """Learn from a refusal: first write replaced records as new ones, then go on without the document."""
@@ -78,13 +118,16 @@ class MongoSink:
         collections: Mapping[str, Collection[str]],
         finish: Finish,
         foreign: Sequence[tuple[str, Any]] = (),
+        unplugged: Collection[str] = (),
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield; durable on return.
 
         A document whose records MongoDB refuses (too large, a unique index of the user's, a validator) is
         taken out and the batch repeated, until those documents stand alone in the outcome.
+        `foreign` are records that nobody may have written, or only in a future that is none; those that
+        still are such are removed first.
         """
-        attempt = _Attempt(list(desired), foreign)
+        attempt = _Attempt(list(desired), foreign, unplugged)
         while True:
             try:
                 return self._session.with_transaction(
@@ -93,9 +136,11 @@ class MongoSink:
                     write_concern=WriteConcern("majority"),
                 )
             except _Taken:
-                attempt.by_key = True
+                attempt.look()
             except _Refused as refusal:
                 attempt.after(refusal)
+                if len(attempt.refused) >= REFUSALS and len(attempt.desired) > REFUSALS:
+                    raise ManyRefused from refusal
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys of a transform's records in key order, none at the end.
@@ -113,13 +158,13 @@ class MongoSink:
     def _transact(
         self, attempt: _Attempt, collections: Mapping[str, Collection[str]], finish: Finish
     ) -> Outcome:
+        removed = self._remove_foreign(attempt, collections)
         known = {record.place: record for record in self._learn(attempt.desired, collections)}
         if attempt.by_key:
             known |= {record.place: record for record in self._learn_keys(attempt.desired)}
-        plan = reconcile(attempt.desired, known.values())
+        plan = reconcile(attempt.desired, known.values(), attempt.unplugged)
         self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
-        self._remove_foreign(attempt.foreign)
-        outcome = _outcome(plan, attempt.refused)
+        outcome = _outcome(plan, removed, attempt.refused)
         finish(self._session, outcome)
         return outcome
 
@@ -149,7 +194,7 @@ class MongoSink:
 
     def _find(self, collection: str, query: Document) -> Iterator[Stored]:
         for document in self._database[collection].find(query, session=self._session):
-            yield stored(collection, document)
+            yield read_record(collection, document)
 
     def _apply(self, plan: Plan, *, apart: bool, by_key: bool) -> None:
         """Send the writes; deletes first, so that a key or a unique value that moves is free."""
@@ -167,9 +212,26 @@ class MongoSink:
         for some in _chunks(keys, QUERY_KEYS):
             self._database[collection].delete_many({"_id": {"$in": some}}, session=self._session)
 
-    def _remove_foreign(self, foreign: Iterable[tuple[str, Any]]) -> None:
-        for collection, key in foreign:
-            self._database[collection].delete_one({"_id": key}, session=self._session)
+    def _remove_foreign(
+        self, attempt: _Attempt, collections: Mapping[str, Collection[str]]
+    ) -> list[tuple[str, Any]]:
+        """Remove those of the foreign records that still are foreign or frozen, before anything is learned.
+
+        Frozen is a record with a version that is newer than what its owner yields in this very batch: a hand
+        set it, and the engine would leave it alone for ever.
+        """
+        versions = {item.owner: item.version for item in attempt.desired}
+        removed = []
+        for collection, keys in _grouped(attempt.foreign):
+            for document in self._database[collection].find({"_id": {"$in": keys}}, session=self._session):
+                foreign = is_foreign(collection, document, collections)
+                record = read_record(collection, document)
+                newest = versions.get(record.owner) if record.owner else None
+                if foreign or (newest is not None and record.version > newest):
+                    removed.append((collection, record.key))
+        for collection, keys in _grouped(removed):
+            self._delete(collection, keys)
+        return removed
 
     def _send(
         self,
@@ -211,16 +273,17 @@ def _judged(error: Document, writes: Sequence[Write], *, by_key: bool) -> Except
     return _Refused(write, f"MongoDB refuses the record {name}: {error['errmsg']}", unique=unique)
 
 
-def _outcome(plan: Plan, refused: list[tuple[Desired, str]]) -> Outcome:
+def _outcome(plan: Plan, foreign: list[tuple[str, Any]], refused: list[tuple[Desired, str]]) -> Outcome:
+    deleted = [(write.collection, write.key) for write in plan.deletes]
     return Outcome(
         inserted=Counter(write.collection for write in plan.inserts),
         replaced=Counter(write.collection for write in plan.replaces),
-        removed=Counter(write.collection for write in plan.deletes),
+        removed=Counter(collection for collection, _ in deleted + foreign),
         unchanged=plan.unchanged,
         overtaken=plan.overtaken,
         contests=plan.contests,
         refused=list(refused),
-        released=[(write.collection, write.key) for write in plan.deletes],
+        released=deleted + foreign,
     )
 
 
@@ -228,6 +291,13 @@ def _by_collection(writes: Iterable[Write]) -> Iterable[tuple[str, list[Write]]]
     grouped: dict[str, list[Write]] = defaultdict(list)
     for write in writes:
         grouped[write.collection].append(write)
+    return grouped.items()
+
+
+def _grouped(places: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, list[Any]]]:
+    grouped: dict[str, list[Any]] = defaultdict(list)
+    for collection, key in places:
+        grouped[collection].append(key)
     return grouped.items()
 
 
@@ -241,10 +311,11 @@ def _by_size(writes: Sequence[Write]) -> Iterator[list[Write]]:
     some: list[Write] = []
     size = 0
     for write in writes:
-        size += len(_document(write))
-        if some and (len(some) >= COMMAND_WRITES or size > COMMAND_BYTES):
+        taken = len(_document(write)) + STATEMENT_BYTES
+        if some and (len(some) >= COMMAND_WRITES or size + taken > COMMAND_BYTES):
             yield some
-            some, size = [], len(_document(write))
+            some, size = [], 0
+        size += taken
         some.append(write)
     if some:
         yield some

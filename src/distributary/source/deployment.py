@@ -8,7 +8,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from distributary.errors import EnvironmentFault
+from distributary.errors import ConfigurationError, EnvironmentFault, Fault
 from distributary.state import SourceIdentity
 
 _UNAUTHORIZED = 13
@@ -16,7 +16,7 @@ _UNAUTHORIZED = 13
 
 def hello(client: MongoClient[Any]) -> dict[str, Any]:
     """Ask the server what it is; refuses what has no change streams or was not tried."""
-    reply: dict[str, Any] = client.admin.command("hello")
+    reply = hello_of(client)
     if "setName" in reply:
         return reply
     if reply.get("msg") == "isdbgrid":
@@ -48,6 +48,12 @@ def head(client: MongoClient[Any]) -> Timestamp:
     return newest
 
 
+def newest(client: MongoClient[Any]) -> Timestamp:
+    """Give the cluster time of the newest operation, whether a majority has it or not."""
+    time: Timestamp = hello(client)["lastWrite"]["opTime"]["ts"]
+    return time
+
+
 def oldest(client: MongoClient[Any]) -> Timestamp:
     """Give the cluster time of the oldest operation in the history; needs to read `local.oplog.rs`."""
     first = client.local["oplog.rs"].find_one({}, {"ts": 1}, sort=[("$natural", 1)])
@@ -55,6 +61,25 @@ def oldest(client: MongoClient[Any]) -> Timestamp:
         raise EnvironmentFault("The source has no oplog.", "Wait until the replica set is initiated.")
     time: Timestamp = first["ts"]
     return time
+
+
+def refuse_loop(raw: Database[Any], written: Mapping[str, Database[Any]]) -> None:
+    """Refuse databases that are the source under whatever host names; `written` has them by their section."""
+    for section, database in written.items():
+        if database.name.lower() == raw.name.lower() and _process(database) == _process(raw):
+            problem = "is the source database, reached by other host names: a loop."
+            raise ConfigurationError([Fault(f"{section}.database", problem, "Name another database.")])
+
+
+def _process(database: Database[Any]) -> Any:
+    """Give the id that a server draws when it starts: that of the primary, whoever connects."""
+    return hello_of(database.client).get("topologyVersion", {}).get("processId")
+
+
+def hello_of(client: MongoClient[Any]) -> dict[str, Any]:
+    """Ask any server what it is."""
+    reply: dict[str, Any] = client.admin.command("hello")
+    return reply
 
 
 def refuse_unsuitable(database: Database[Any], sources: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """Reading documents of the source, each time as the state of one exactly known cluster time."""
 
 from collections.abc import Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 from bson import Timestamp, decode
@@ -13,6 +14,7 @@ from pymongo.errors import OperationFailure
 
 from distributary.change import CODEC
 from distributary.ports import Snapshot
+from distributary.state import BEGINNING
 
 RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
 
@@ -37,6 +39,13 @@ class Documents:
 
     def __init__(self, database: Database[Any]) -> None:
         self._database = database
+        self._lock = Lock()
+        self._newest = BEGINNING
+
+    def not_before(self, time: Timestamp) -> None:
+        """Read nothing older than this from now on: after an election a new primary may be behind for a moment."""
+        with self._lock:
+            self._newest = max(self._newest, time)
 
     def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
         """Read the documents with these keys in one query, as of `at` while the server still has it.
@@ -53,8 +62,8 @@ class Documents:
                     raise
         return self._find(collection, query)
 
-    def scan(self, collection: str, after: tuple[Any, ...], limit: int) -> Snapshot:
-        """Read at most `limit` documents behind the key in `after`, in BSON order of mixed types.
+    def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+        """Read at most `limit` documents behind the key in `after` and `skip` more, in BSON order of mixed types.
 
         No documents means that the end is reached. One reply is read, of at most 16 MB, so that fewer
         documents than `limit` say nothing. `min` bounds the index whatever the key's type, which `$gt` would not.
@@ -62,7 +71,7 @@ class Documents:
         query: Document = {"hint": {"_id": 1}, "sort": {"_id": 1}, "singleBatch": True}
         if after:
             query |= {"min": {"_id": after[0]}, "filter": {"_id": {"$ne": after[0]}}}
-        return self._find(collection, query | {"limit": limit, "batchSize": limit})
+        return self._find(collection, query | {"skip": skip, "limit": limit, "batchSize": limit})
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist: documents of `_id` only."""
@@ -85,12 +94,15 @@ class Documents:
         concern: Document = {"level": "snapshot"}
         if at is not None:
             concern["atClusterTime"] = at
+        elif self._newest > BEGINNING:
+            concern["afterClusterTime"] = self._newest
         with self._database.client.start_session() as session:
             command = {"find": collection, "batchSize": 100_000, **query, "readConcern": concern}
             cursor = run(self._database, command, session)[0]["cursor"]
             documents = cursor["firstBatch"]
             documents.extend(self._rest(collection, cursor["id"], session))
             time: Any = cursor.get("atClusterTime") or at or session.operation_time
+        self.not_before(time)
         return Snapshot(time, documents)
 
     def _rest(self, collection: str, cursor_id: int, session: ClientSession) -> Iterator[Document]:

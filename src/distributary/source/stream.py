@@ -8,7 +8,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from distributary.change import Change, CollectionChange, Operation, Position
-from distributary.errors import PositionLost
+from distributary.errors import POSITION_CURE, PositionLost
 from distributary.ports import Batch, Start
 from distributary.source.documents import Document, run
 
@@ -68,6 +68,7 @@ class Stream:
         self._cursor_id = 0
         self._token = ""
         self._held: list[Document] = []
+        self._torn = False
 
     def open(self, start: Start) -> Position:
         """Open at `start` and give the position there; raises `PositionLost`."""
@@ -128,6 +129,7 @@ class Stream:
         while start and events[start - 1]["clusterTime"] == last:
             start -= 1
         if len(events) - start >= WHOLE * self._batch_changes:
+            self._torn = True
             return events, token
         self._held = events[start:]
         return events[:start], events[start - 1]["_id"]["_data"] if start else self._token
@@ -142,7 +144,8 @@ class Stream:
                 position = Position.of_token(event["_id"]["_data"])
                 yield Batch(changes, position, size, collection_changes)
                 changes, size = [], 0
-        yield Batch(changes, Position.of_token(token), size)
+        torn, self._torn = self._torn, False
+        yield Batch(changes, Position.of_token(token), size, torn=torn)
 
     def _collection_changes(self, event: Document) -> Iterable[CollectionChange]:
         time = event["clusterTime"]
@@ -171,6 +174,6 @@ def _judged(error: OperationFailure) -> Exception:
     if error.code in LOST:
         return PositionLost(
             f"The stream cannot be opened at this position any more: {error.details and error.details.get('errmsg')}",
-            'Derive the collections again with `start = "backfill"` from a new checkpoint.',
+            POSITION_CURE,
         )
     return error

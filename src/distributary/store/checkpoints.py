@@ -1,6 +1,7 @@
 """Checkpoints: how far each worker is. One document per worker's name, written in every commit."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from bson import Timestamp
@@ -8,9 +9,10 @@ from pymongo import ReturnDocument
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import DuplicateKeyError
+from pymongo.read_concern import ReadConcern
 
 from distributary.change import CODEC, Position
-from distributary.errors import Failed, LeaseLost
+from distributary.errors import CheckpointMoved, Failed, LeaseLost
 from distributary.state import BEGINNING, FORMAT, Built, Checkpoint, SourceIdentity
 
 CHECKPOINTS = "checkpoints"
@@ -33,6 +35,7 @@ def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
         "watched": list(checkpoint.watched),
         "transforms": {name: _built_document(built) for name, built in checkpoint.transforms.items()},
         "detached": dict(checkpoint.detached),
+        "revision": checkpoint.revision,
     }
 
 
@@ -63,6 +66,7 @@ def from_document(document: Document) -> Checkpoint:
         watched=tuple(document["watched"]),
         transforms={name: _built(entry) for name, entry in document["transforms"].items()},
         detached=dict(document.get("detached", {})),
+        revision=document.get("revision", 0),
     )
 
 
@@ -77,7 +81,7 @@ class Checkpoints:
     """The checkpoints in a state database."""
 
     def __init__(self, state: Database[Any]) -> None:
-        self._collection = state.get_collection(CHECKPOINTS, CODEC)
+        self._collection = state.get_collection(CHECKPOINTS, CODEC, read_concern=ReadConcern("majority"))
 
     def load(self, worker: str) -> Checkpoint | None:
         """Give a worker's checkpoint; None before its first commit."""
@@ -90,6 +94,17 @@ class Checkpoints:
             from_document(each)
             for each in self._collection.find({"position": {"$exists": True}}).sort("_id", 1)
         ]
+
+    def claimed(self, worker: str) -> dict[str, str]:
+        """Give the derived collections that other workers write, with the worker's name."""
+        others = [each for each in self.all() if each.worker != worker]
+        plugged = [
+            (each.worker, built)
+            for each in others
+            for built in each.transforms.values()
+            if not built.unplugged
+        ]
+        return {name: owner for owner, built in plugged for name in built.collections}
 
     def raise_fence(self, worker: str) -> int:
         """Raise the fence; from now on no holder of an older one can commit. Durable on return."""
@@ -104,21 +119,32 @@ class Checkpoints:
             {"_id": worker}, {"$inc": {"fence": 1}}, upsert=True, return_document=ReturnDocument.AFTER
         )
 
-    def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> None:
-        """Write the checkpoint as the holder of `fence`; raises `LeaseLost` when there is a newer one.
+    def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> Checkpoint:
+        """Write the checkpoint as the holder of `fence`, over the revision that it knows; gives the next one.
 
-        The fence is written, not only read: two transactions that write one document conflict.
+        Raises `LeaseLost` when there is a newer fence and `CheckpointMoved` when there is another revision. The
+        fence is written, not only read: two transactions that write one document conflict.
         """
+        known = {"$in": [None, 0]} if checkpoint.revision == 0 else checkpoint.revision
+        following = replace(checkpoint, revision=checkpoint.revision + 1)
+        written = _literal(to_document(following)) | {"saved_at": "$$NOW", "fence": fence}
         result = self._collection.update_one(
-            {"_id": checkpoint.worker, "fence": fence},
-            [{"$set": _literal(to_document(checkpoint)) | {"saved_at": "$$NOW", "fence": fence}}],
+            {"_id": checkpoint.worker, "fence": fence, "revision": known},
+            [{"$set": written}],
             session=session,
         )
         if not result.matched_count:
-            raise LeaseLost(
-                f"Another process took over worker {checkpoint.worker!r}; this one committed nothing more.",
-                "Nothing is lost: the new holder goes on from the last commit.",
-            )
+            raise self._refused(checkpoint.worker, fence, session)
+        return following
+
+    def _refused(self, worker: str, fence: int, session: ClientSession | None) -> Failed:
+        found = self._collection.find_one({"_id": worker}, {"fence": 1}, session=session)
+        if found is not None and found["fence"] == fence:
+            return CheckpointMoved(f"The checkpoint of worker {worker!r} moved on.", "It is loaded again.")
+        return LeaseLost(
+            f"Another process took over worker {worker!r}; this one committed nothing more.",
+            "Nothing is lost: the new holder goes on from the last commit.",
+        )
 
 
 def _literal(document: Document) -> dict[str, Any]:

@@ -54,21 +54,9 @@ class Jobs:
 
     def save(self, job: Job, session: ClientSession) -> None:
         """Record a job's progress in the transaction that made it."""
-        progress = {
-            "stage": job.stage,
-            "after": list(job.after),
-            "documents": job.documents,
-            "done": job.done,
-        }
-        progress |= {
-            "keys": list(job.keys),
-            "foreign": [list(each) for each in job.foreign],
-            "total": job.total,
-        }
-        literal = {name: {"$literal": value} for name, value in progress.items()}
-        self._collection.update_one(
-            {"_id": job.id}, [{"$set": literal | {"saved_at": "$$NOW"}}], session=session
-        )
+        literal = {name: {"$literal": value} for name, value in self._document(job).items() if name != "_id"}
+        update = [{"$set": literal | {"saved_at": "$$NOW"}}]
+        self._collection.update_one({"_id": job.id}, update, session=session)
 
     def _document(self, job: Job) -> dict[str, Any]:
         return {
@@ -86,6 +74,7 @@ class Jobs:
             "documents": job.documents,
             "total": job.total,
             "done": job.done,
+            "code": dict(job.code),
         }
 
 
@@ -104,4 +93,5 @@ def _job(document: dict[str, Any]) -> Job:
         documents=document["documents"],
         total=document["total"],
         done=document["done"],
+        code=document.get("code", {}),
     )

@@ -1,6 +1,6 @@
 """Dead letters: documents that could not be derived, parked durably before the checkpoint passes them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -12,10 +12,13 @@ from pymongo import DeleteMany, DeleteOne, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.change import CODEC, Position, identity
-from distributary.state import Letter, LetterKey, LetterKind, Parked
+from distributary.change import CODEC, Position
+from distributary.state import Letter, LetterKey, LetterKind, ParkedLetter
 
 LETTERS = "dead_letters"
+
+#: Values in one `$in`: a key may be large, and a command holds 16 MB.
+_CHUNK = 1000
 
 #: Characters of a reason and of a traceback's end that are kept: an exception may quote a whole document.
 REASON_CHARACTERS = 2_000
@@ -70,17 +73,25 @@ class Letters:
         self._collection.create_index([("worker", 1), ("due", 1)], name="due")
         self._collection.create_index("id", name="short_id")
 
-    def parked(self) -> set[Parked]:
-        """Give every parked (transform, key)."""
-        found = self._collection.find({"worker": self._worker}, {"transform": 1, "key": 1})
-        return {Parked(each["transform"], identity(each["key"])) for each in found}
+    def parked(self) -> list[ParkedLetter]:
+        """Give what is parked."""
+        found = self._collection.find({"worker": self._worker}, {"transform": 1, "key": 1, "kind": 1})
+        return [
+            ParkedLetter(LetterKey(each["transform"], each["key"]), LetterKind(each["kind"]))
+            for each in found
+        ]
 
-    def due(self, limit: int) -> list[LetterKey]:
-        """Give keys that are worth trying again now: what they waited for was released."""
-        found = self._collection.find(
-            {"worker": self._worker, "due": True}, {"transform": 1, "key": 1}
-        ).limit(limit)
+    def due(self, transforms: Sequence[str], limit: int) -> list[LetterKey]:
+        """Give keys of these transforms that are worth trying again now: what they waited for was released."""
+        query = {"worker": self._worker, "due": True, "transform": {"$in": list(transforms)}}
+        found = self._collection.find(query, {"transform": 1, "key": 1}).limit(limit)
         return [LetterKey(each["transform"], each["key"]) for each in found]
+
+    def make_due(self, keys: Sequence[LetterKey], session: ClientSession) -> None:
+        """Mark letters as worth trying again."""
+        ids = [self._id(*key) for key in keys]
+        for some in _chunks(ids):
+            self._collection.update_many({"_id": {"$in": some}}, {"$set": {"due": True}}, session=session)
 
     def put(self, letters: Sequence[Letter], session: ClientSession) -> None:
         """Park documents; a document that was parked before counts one more attempt."""
@@ -96,10 +107,11 @@ class Letters:
     def release(self, places: Iterable[tuple[str, Any]], session: ClientSession) -> int:
         """Mark the contested documents that wait for these (derived collection, key) as due; gives their number."""
         waited = [{"collection": collection, "key": key} for collection, key in places]
-        found = self._collection.update_many(
-            {"worker": self._worker, "waits_for": {"$in": waited}}, {"$set": {"due": True}}, session=session
-        )
-        return found.matched_count
+        return sum(self._released(some, session) for some in _chunks(waited))
+
+    def _released(self, waited: list[dict[str, Any]], session: ClientSession) -> int:
+        query = {"worker": self._worker, "waits_for": {"$in": waited}}
+        return self._collection.update_many(query, {"$set": {"due": True}}, session=session).matched_count
 
     def _id(self, transform: str, key: Any) -> dict[str, Any]:
         return {"worker": self._worker, "transform": transform, "key": _storable(key)}
@@ -128,6 +140,11 @@ class Letters:
             "last_at": "$$NOW",
         }
         return UpdateOne({"_id": long_id}, [{"$set": literal | counted}], upsert=True)
+
+
+def _chunks(items: Sequence[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(items), _CHUNK):
+        yield list(items[start : start + _CHUNK])
 
 
 def _storable(key: Any) -> Any:

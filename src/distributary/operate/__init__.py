@@ -1,0 +1,1 @@
+"""One-shot work made of the same parts."""

@@ -1,0 +1,378 @@
+"""The preflight: whether everything that a worker needs is there. Nothing is written."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Any, NamedTuple
+
+from bson import decode, encode
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import OperationFailure, PyMongoError
+
+from distributary.change import CODEC
+from distributary.derive.registry import Registry
+from distributary.derive.transform import Failure, Transform, derive
+from distributary.errors import ConfigurationError, DistributaryError, EnvironmentFault
+from distributary.operate.privileges import Lack, Place, Role, granted, lacks
+from distributary.sink.collections import refuse_unsuitable
+from distributary.source import deployment
+from distributary.store.checkpoints import CHECKPOINTS
+from distributary.store.jobs import JOBS
+from distributary.store.lease import LEASES
+from distributary.store.letters import LETTERS
+
+#: The oldest server that has what a worker builds on, such as snapshot reads at a cluster time.
+OLDEST_SERVER = (6, 0)
+
+#: A history shorter than this does not outlast a night in which a worker stands still.
+SHORT_HISTORY_HOURS = 24
+
+#: Documents of each source that are put through its transforms.
+SAMPLE = 20
+SAMPLE_BYTES = 32 * 1024 * 1024
+
+#: Seconds between the two runs of a sample, so that a clock read to the second shows.
+BETWEEN_RUNS = 1.1
+
+_STATE = (CHECKPOINTS, JOBS, LEASES, LETTERS)
+_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+
+
+class Level(StrEnum):
+    """`fault`: a worker would not start, or what it derives would be wrong; `warning`: look at this."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAULT = "fault"
+
+
+class Finding(NamedTuple):
+    """What one check found: `subject` says of what, `exit_code` what a fault makes of the whole check."""
+
+    level: Level
+    subject: str
+    message: str
+    cure: str = ""
+    exit_code: int = 0
+
+    def answer(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        return {
+            "level": self.level.value,
+            "subject": self.subject,
+            "message": self.message,
+            "cure": self.cure or None,
+        }
+
+
+#: Says what an error of the driver means; None when that is not known.
+Explain = Callable[[Exception], DistributaryError | None]
+Found = Iterator[Finding]
+
+
+def ok(subject: str, message: str) -> Finding:
+    """Give the finding that something is as it should be."""
+    return Finding(Level.OK, subject, message)
+
+
+def faults(subject: str, error: DistributaryError) -> Found:
+    """Give an error as findings, one for each fault in it."""
+    if isinstance(error, ConfigurationError):
+        for fault in error.faults:
+            yield Finding(Level.FAULT, subject, f"{fault.place}: {fault.problem}", fault.cure, 2)
+    else:
+        yield Finding(Level.FAULT, subject, error.message, error.cure, error.exit_code)
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """Give the exit code of a check: the configuration's faults come before the environment's."""
+    return min((each.exit_code for each in findings if each.exit_code), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """Checks one configuration; `registry` is None when the transform modules cannot be loaded."""
+
+    raw: Database[Any]
+    derived: Database[Any]
+    state: Database[Any]
+    registry: Registry | None
+    max_records: int
+    explain: Explain
+    sleep: Callable[[float], None]
+
+    def run(self) -> Found:
+        """Give every finding, in the order in which a worker would stumble."""
+        if self.registry is not None:
+            yield from modules(self.registry)
+        source = list(self._guarded("source", self._source_server))
+        yield from source
+        reached = not exit_code(source)
+        if reached:
+            for subject, check in self._source_checks():
+                yield from self._guarded(subject, check)
+        if reached or self.derived.client is not self.raw.client:
+            yield from self._derived_side()
+        if reached:
+            yield from self._guarded("loop", self._loop)
+            yield from self._guarded("sample", self._sample)
+
+    def _derived_side(self) -> Found:
+        derived = list(self._guarded("derived", self._derived_server))
+        yield from derived
+        if not exit_code(derived):
+            yield from self._guarded("derived privileges", self._derived_privileges)
+            yield from self._guarded("derived collections", self._derived_collections)
+
+    def _guarded(self, subject: str, check: Callable[[], Found]) -> Found:
+        """Give what a check finds; an error ends it and is a finding itself."""
+        try:
+            yield from check()
+        except DistributaryError as error:
+            yield from faults(subject, error)
+        except PyMongoError as error:
+            known = self.explain(error) or EnvironmentFault(f"{error}", "Look into the server's log.")
+            yield from faults(subject, known)
+
+    # --- the source -----------------------------------------------------------------------------------------
+
+    def _source_checks(self) -> list[tuple[str, Callable[[], Found]]]:
+        return [
+            ("source privileges", self._source_privileges),
+            ("source history", self._history),
+            ("source collections", self._source_collections),
+        ]
+
+    def _source_server(self) -> Found:
+        reply = deployment.hello(self.raw.client)
+        yield _version("source", self.raw.client, f"replica set {reply['setName']}")
+
+    def _source_privileges(self) -> Found:
+        where = {
+            Role.SOURCE: [Place(self.raw.name)],
+            Role.CLUSTER: [Place("")],
+            Role.OPLOG: [Place("local", "oplog.rs")],
+        }
+        yield from _privileges("source privileges", self.raw, where)
+
+    def _history(self) -> Found:
+        subject = "source history"
+        try:
+            oldest = deployment.oldest(self.raw.client)
+        except OperationFailure:
+            cure = (
+                "Grant find on local.oplog.rs, and `status` tells as well how long a worker may stand still."
+            )
+            yield Finding(Level.WARNING, subject, "cannot be read, so nobody knows how far it reaches.", cure)
+            return
+        hours = (deployment.head(self.raw.client).time - oldest.time) / 3600
+        yield _history_finding(subject, hours)
+
+    def _source_collections(self) -> Found:
+        subject = "source collections"
+        there = {each["name"] for each in self.raw.list_collections(nameOnly=True)}
+        for name in self.registry.sources if self.registry else ():
+            if name in there:
+                yield from self._guarded(subject, partial(self._suitable_source, subject, name))
+            else:
+                message = f"{self.raw.name}.{name} does not exist yet."
+                yield Finding(Level.WARNING, subject, message, "Look whether the name is right.")
+
+    def _suitable_source(self, subject: str, name: str) -> Found:
+        deployment.refuse_unsuitable(self.raw, [name])
+        yield ok(subject, f"{self.raw.name}.{name} can be tailed.")
+
+    # --- the derived deployment -----------------------------------------------------------------------------
+
+    def _derived_server(self) -> Found:
+        reply = deployment.hello_of(self.derived.client)
+        if "setName" not in reply and reply.get("msg") != "isdbgrid":
+            raise EnvironmentFault(
+                "The derived deployment is a standalone server: it has no transactions.",
+                "Start mongod with --replSet and run rs.initiate() once; one member is enough.",
+            )
+        if self.derived.client is not self.raw.client:
+            yield _version("derived", self.derived.client, f"replica set {reply.get('setName', '(sharded)')}")
+
+    def _derived_privileges(self) -> Found:
+        names = self.registry.collections if self.registry else ()
+        where = {
+            Role.DERIVED: [Place(self.derived.name, name) for name in names] or [Place(self.derived.name)],
+            Role.STATE: [Place(self.state.name, name) for name in _STATE],
+        }
+        yield from _privileges("derived privileges", self.derived, where)
+
+    def _derived_collections(self) -> Found:
+        subject = "derived collections"
+        there = {each["name"]: each for each in self.derived.list_collections()}
+        for name in self.registry.collections if self.registry else ():
+            check = partial(self._suitable_derived, subject, name, there.get(name))
+            yield from self._guarded(subject, check)
+
+    def _suitable_derived(self, subject: str, name: str, info: Mapping[str, Any] | None) -> Found:
+        if info is not None:
+            refuse_unsuitable(info)
+        told = "is suitable." if info else "will be created."
+        yield ok(subject, f"{self.derived.name}.{name} {told}")
+
+    def _loop(self) -> Found:
+        deployment.refuse_loop(self.raw, {"derived": self.derived, "state": self.state})
+        yield ok("loop", "what is written is not read again.")
+
+    # --- the transforms -------------------------------------------------------------------------------------
+
+    def _sample(self) -> Found:
+        transforms = self.registry.transforms.values() if self.registry else ()
+        samples = {each.source: _sampled(self.raw, each.source) for each in transforms}
+        trials = [_Trial(each, samples[each.source], self.max_records) for each in transforms]
+        for trial in trials:
+            trial.run()
+        if any(samples.values()):
+            self.sleep(BETWEEN_RUNS)
+        for trial in trials:
+            yield from trial.findings()
+
+
+def modules(registry: Registry) -> Found:
+    """Tell what is plugged in."""
+    for name, transform in registry.transforms.items():
+        into = ", ".join(sorted(transform.collections)) or "nothing"
+        told = f"{name} ({transform.place}) derives {transform.source} into {into}"
+        yield ok("transforms", f"{told}; fingerprint {transform.fingerprint}.")
+
+
+def _version(subject: str, client: MongoClient[Any], topology: str) -> Finding:
+    info = client.server_info()
+    if tuple(info["versionArray"][:2]) < OLDEST_SERVER:
+        wanted = ".".join(map(str, OLDEST_SERVER))
+        message = f"MongoDB {info['version']} is too old."
+        return Finding(Level.FAULT, subject, message, f"Upgrade it to {wanted} or later.", 3)
+    return ok(subject, f"MongoDB {info['version']}, {topology}.")
+
+
+def _privileges(subject: str, database: Database[Any], where: dict[Role, list[Place]]) -> Found:
+    grants = granted(database.client, database.name)
+    if grants.privileges is None:
+        yield ok(subject, "the server asks for no user and allows everything.")
+        return
+    found = [_lack(subject, each, grants.users) for each in lacks(grants, where)]
+    yield from found
+    if not found:
+        yield ok(subject, f"{', '.join(grants.users)} may do all that is needed.")
+
+
+def _lack(subject: str, lack: Lack, users: Sequence[str]) -> Finding:
+    need = lack.need
+    places = ", ".join(map(str, lack.places))
+    message = f"{', '.join(users)} lacks {', '.join(lack.actions)} on {places}, to {need.purpose}."
+    cure = f"Grant {', '.join(lack.actions)} on {places}."
+    if need.optional:
+        return Finding(Level.WARNING, subject, message, cure)
+    return Finding(Level.FAULT, subject, message, cure, 3)
+
+
+def _history_finding(subject: str, hours: float) -> Finding:
+    message = f"reaches back {hours:,.1f} hours."
+    if hours >= SHORT_HISTORY_HOURS:
+        return ok(subject, message)
+    cure = (
+        "A worker that stands still for longer has to derive everything again; if the server is not new, enlarge"
+        " its oplog (replSetResizeOplog, storage.oplogMinRetentionHours)."
+    )
+    return Finding(Level.WARNING, subject, message, cure)
+
+
+def _sampled(raw: Database[Any], source: str) -> list[bytes]:
+    collection = raw.get_collection(source, _RAW)
+    sample: list[bytes] = []
+    with collection.aggregate([{"$sample": {"size": SAMPLE}}], batchSize=1) as found:
+        for each in found:
+            sample.append(each.raw)
+            if sum(map(len, sample)) > SAMPLE_BYTES:
+                break
+    return sample
+
+
+Output = dict[tuple[str, Any], bytes] | Failure
+
+
+class _Trial:
+    """One transform and some documents, derived twice."""
+
+    def __init__(self, transform: Transform, sample: Sequence[bytes], limit: int) -> None:
+        self._transform = transform
+        self._sample = sample
+        self._limit = limit
+        self._first: list[Output] = []
+        self._changed = 0
+
+    def run(self) -> None:
+        """Derive every document for the first time."""
+        self._first = [self._derived(raw) for raw in self._sample]
+
+    def findings(self) -> Found:
+        """Derive every document again and tell what is wrong with the transform."""
+        second = [self._derived(raw) for raw in self._sample]
+        found = [*self._failures(second), *self._unstable(second), *self._mutations()]
+        yield from found
+        if not found:
+            yield ok(
+                "sample", f"{self._name} derives {len(self._sample)} sampled documents, each time the same."
+            )
+
+    @property
+    def _name(self) -> str:
+        return f"{self._transform.name} ({self._transform.place})"
+
+    def _derived(self, raw: bytes) -> Output:
+        document = decode(raw, CODEC)
+        before = _encoded(document)
+        output = derive(self._transform, document, self._limit)
+        self._changed += before is not None and _encoded(document) != before
+        if isinstance(output, Failure):
+            return output
+        return {record.place: record.body for record in output}
+
+    def _failures(self, second: Sequence[Output]) -> Found:
+        failures = [(raw, each) for raw, each in zip(self._sample, second, strict=True) if _failed(each)]
+        if failures:
+            raw, failure = failures[0]
+            assert isinstance(failure, Failure)
+            key = f"{decode(raw, CODEC)['_id']!r:.80}"
+            count = f"{len(failures)} of {len(self._sample)} sampled documents"
+            message = f"{self._name} fails for {count}; for {key}: {failure.reason:.300}"
+            level = Level.FAULT if len(failures) == len(self._sample) else Level.WARNING
+            cure = "Correct the transform or the documents: a worker would park them as dead letters."
+            yield Finding(level, "sample", message, cure, 2 if level is Level.FAULT else 0)
+
+    def _unstable(self, second: Sequence[Output]) -> Found:
+        pairs = zip(self._first, second, strict=True)
+        count = sum(a != b for a, b in pairs if not (_failed(a) and _failed(b)))
+        if count:
+            message = f"{self._name} yields something else the second time for {count} documents."
+            yield self._fault(message, "Derive from the document alone: no clock, no chance, no state.")
+
+    def _mutations(self) -> Found:
+        if self._changed:
+            message = f"{self._name} changes the document that it is given."
+            yield self._fault(message, "Build new values, or work on a copy.deepcopy of the document.")
+
+    def _fault(self, message: str, cure: str) -> Finding:
+        return Finding(Level.FAULT, "sample", message, cure, 2)
+
+
+def _failed(output: Output) -> bool:
+    return isinstance(output, Failure)
+
+
+def _encoded(document: dict[str, Any]) -> bytes | None:
+    """Give the BSON of a document; None when it cannot be encoded, as with invalid UTF-8 in it."""
+    try:
+        return encode(document, codec_options=CODEC)
+    except (BSONError, ValueError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,75 @@
+"""Looking at dead letters: which documents are parked, why, and what to do about each."""
+
+from typing import Any, NamedTuple
+
+from pymongo.database import Database
+
+from distributary.errors import Failed
+from distributary.operate.status import iso
+from distributary.state import Letter, LetterKind
+from distributary.store.letters import StoredLetter, count_letters, stored_letters
+
+_NEXT = {
+    LetterKind.FAILED: "Correct the document, or the transform and restart the worker."
+    " The document is derived again when it changes next, or when it is derived anew by a backfill.",
+    LetterKind.CONTESTED: "Let one document yield the record: change a key in the transform, or correct the"
+    " document. It is derived again by itself as soon as the owner yields the record no longer.",
+    LetterKind.REFUSED: "Make the record acceptable: correct the document or the transform, or remove the"
+    " index or the validator that is in the way. The document is derived again when it changes next.",
+}
+
+_KEPT = "The records that the document had before stay as they were until then."
+
+
+class Listing(NamedTuple):
+    """Some letters, and how many there are."""
+
+    letters: list[StoredLetter]
+    total: int
+
+
+def listing(state: Database[Any], transform: str | None, kind: LetterKind | None, limit: int) -> Listing:
+    """Give at most `limit` letters of all workers, those that failed last first."""
+    asked = {"transform": transform, "kind": kind.value if kind else None}
+    where = {name: value for name, value in asked.items() if value is not None}
+    return Listing(stored_letters(state, where, limit), count_letters(state, where))
+
+
+def one(state: Database[Any], short_id: str) -> StoredLetter:
+    """Give the letter of this id; raises `Failed` when there is none, as when it was resolved meanwhile."""
+    found = stored_letters(state, {"id": short_id}, 1)
+    if not found:
+        raise Failed(
+            f"There is no dead letter {short_id!r}: the document was derived meanwhile, or never parked.",
+            "`distributary dead-letters list` shows the ids.",
+        )
+    return found[0]
+
+
+def cure(letter: Letter) -> str:
+    """Say what to do about a letter."""
+    return f"{_NEXT[letter.kind]} {_KEPT}"
+
+
+def answer(stored: StoredLetter) -> dict[str, Any]:
+    """Give a letter as JSON has it, with everything that is known of it; times are ISO-8601."""
+    letter = stored.letter
+    waits = letter.waits_for and dict(zip(("collection", "key"), letter.waits_for, strict=True))
+    return {
+        "id": stored.id,
+        "worker": stored.worker,
+        "transform": letter.transform,
+        "source": letter.source,
+        "key": letter.key,
+        "kind": letter.kind.value,
+        "reason": letter.reason,
+        "traceback": letter.traceback,
+        "position": {"token": letter.position.token, "time": iso(letter.position.time)},
+        "attempts": stored.attempts,
+        "fingerprint": letter.fingerprint,
+        "first_at": stored.first_at.isoformat(),
+        "last_at": stored.last_at.isoformat(),
+        "waits_for": waits,
+        "due": letter.due,
+        "cure": cure(letter),
+    }

@@ -1,0 +1,101 @@
+"""Handing work to the one writer: the lease holder does it, or this process takes the lease and does."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event
+from typing import Any, Protocol
+
+from distributary.errors import Failed, LeaseLost
+from distributary.log import get_logger
+from distributary.operate.watch import LOOK_SECONDS
+from distributary.state import Checkpoint, Job
+from distributary.store.jobs import Jobs
+from distributary.store.lease import Holder
+
+log = get_logger()
+
+#: Told how many documents of the jobs are done, and how many there are (0: not known).
+Told = Callable[[int, int], None]
+
+
+class Workplace(Protocol):
+    """A worker's name, seen from a process that may become its worker. `stop` ends what `work_off` does."""
+
+    stop: Event
+
+    def jobs(self) -> Jobs:
+        """Give the jobs of this name."""
+
+    def holder(self) -> Holder | None:
+        """Give who holds the lease."""
+
+    def checkpoint(self) -> Checkpoint | None:
+        """Give the last committed checkpoint."""
+
+    def work_off(self) -> bool:
+        """Take the lease and work until no job is left; False when another process has it."""
+
+
+def carry_out(
+    workplace: Workplace,
+    jobs: Sequence[Job],
+    progress: Told = lambda _done, _total: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Ask for jobs and see them through; all of them are done on return.
+
+    A living worker does them, also one that starts or takes over meanwhile; without one this process does.
+    On Ctrl-C they stay asked for: the worker goes on with them, at once or when it runs again.
+    """
+    if workplace.checkpoint() is None:
+        raise Failed("No worker of this name ever ran, so there is nothing to do.", "Run `distributary run`.")
+    try:
+        _Handed(workplace, workplace.jobs().ask(jobs), progress, sleep).see_through()
+    except KeyboardInterrupt:
+        log.warning("interrupted", jobs="those asked for stay with the worker: `distributary run` does them")
+        raise
+
+
+class _Handed:
+    """Jobs that were asked for."""
+
+    def __init__(
+        self, workplace: Workplace, jobs: Sequence[Job], progress: Told, sleep: Callable[[float], None]
+    ) -> None:
+        self._workplace = workplace
+        self._ids: list[Any] = [job.id for job in jobs]
+        self._progress = progress
+        self._sleep = sleep
+
+    def see_through(self) -> None:
+        while not self._done():
+            if self._workplace.stop.is_set():
+                raise Failed("The work was stopped; its jobs stay.", "`distributary run` carries them out.")
+            holder = self._workplace.holder()
+            if holder is not None and holder.alive:
+                self._sleep(LOOK_SECONDS)
+            else:
+                self._work_off()
+
+    def _done(self) -> bool:
+        """Look at the jobs and tell of their progress; one that is not there any more is done."""
+        found = [job for each in self._ids if (job := self._workplace.jobs().get(each)) is not None]
+        totals = [job.total or job.documents + len(job.keys) for job in found]
+        self._progress(sum(job.documents for job in found), sum(totals))
+        return all(job.done for job in found)
+
+    def _work_off(self) -> None:
+        """Work in a thread, so that progress is told and Ctrl-C ends the work between two commits."""
+        with ThreadPoolExecutor(1, "worker") as pool:
+            working = pool.submit(self._workplace.work_off)
+            try:
+                while not wait([working], LOOK_SECONDS).done:
+                    self._done()
+            except BaseException:
+                self._workplace.stop.set()
+                raise
+        try:
+            working.result()
+        except LeaseLost as error:
+            log.warning("stepped back", reason=error.message)

@@ -1,0 +1,256 @@
+"""What every worker in a state database is doing, how far it is, and what it left undone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from bson import Timestamp
+from pymongo.database import Database
+from pymongo.errors import OperationFailure, PyMongoError
+
+from distributary.change import Position
+from distributary.derive.registry import Registry
+from distributary.errors import DistributaryError
+from distributary.source import deployment
+from distributary.state import Built, Checkpoint, Job, SourceIdentity
+from distributary.store.checkpoints import CHECKPOINTS, from_document, lag_seconds
+from distributary.store.jobs import Jobs
+from distributary.store.lease import LEASES, Lease
+from distributary.store.letters import LETTERS
+
+
+class WorkerState(StrEnum):
+    """`active`: a process holds the lease; `stopped`: none does; `never started`: nor any checkpoint."""
+
+    ACTIVE = "active"
+    STOPPED = "stopped"
+    NEVER = "never started"
+
+
+class TransformState(StrEnum):
+    """How what a transform yielded relates to the code that is plugged in.
+
+    `outdated`: other code built it. `not built`: existing documents are still to go through it.
+    `left behind`: the worker runs without it, so that its records go stale.
+    """
+
+    BUILT = "built"
+    OUTDATED = "outdated"
+    NOT_BUILT = "not built"
+    LEFT_BEHIND = "left behind"
+
+
+@dataclass(frozen=True, slots=True)
+class TransformStatus:
+    """One transform of one worker; `collections` are all that it ever wrote."""
+
+    source: str
+    state: TransformState
+    collections: tuple[str, ...]
+
+
+class JobStatus(NamedTuple):
+    """An open job; `total` is the estimated number of documents of its source, None where it is not known."""
+
+    job: Job
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker's name.
+
+    `saved_at` is when the position was saved; an idle worker saves it only now and then. `lag_seconds` is the
+    source's head minus the position, `headroom_seconds` what is left until the position falls out of the
+    source's history; each is None where `unknown` says why.
+    """
+
+    name: str
+    state: WorkerState
+    holder: str | None
+    position: Position | None
+    saved_at: datetime | None
+    lag_seconds: int | None
+    headroom_seconds: int | None
+    unknown: str
+    transforms: Mapping[str, TransformStatus]
+    jobs: tuple[JobStatus, ...]
+    detached: Mapping[str, Timestamp]
+    dead_letters: Mapping[str, Mapping[str, int]]
+
+    def answer(self) -> dict[str, Any]:
+        """Give it as JSON has it; times are ISO-8601."""
+        place = self.position and {"token": self.position.token, "time": iso(self.position.time)}
+        return {
+            "name": self.name,
+            "state": self.state.value,
+            "holder": self.holder,
+            "position": place,
+            "saved_at": self.saved_at and self.saved_at.isoformat(),
+            "lag_seconds": self.lag_seconds,
+            "headroom_seconds": self.headroom_seconds,
+            "unknown": self.unknown or None,
+            "transforms": {name: _transform_answer(each) for name, each in self.transforms.items()},
+            "jobs": [_job_answer(each) for each in self.jobs],
+            "detached": {name: iso(time) for name, time in self.detached.items()},
+            "dead_letters": self.dead_letters,
+        }
+
+
+def iso(time: Timestamp) -> str:
+    """Give a cluster time in ISO-8601, to the second."""
+    return datetime.fromtimestamp(time.time, UTC).isoformat()
+
+
+def _transform_answer(status: TransformStatus) -> dict[str, Any]:
+    return {"source": status.source, "state": status.state.value, "collections": list(status.collections)}
+
+
+def _job_answer(status: JobStatus) -> dict[str, Any]:
+    job = status.job
+    return {
+        "id": str(job.id),
+        "kind": job.kind.value,
+        "source": job.source,
+        "transforms": list(job.transforms),
+        "reason": job.reason,
+        "stage": job.stage,
+        "documents": job.documents,
+        "total": status.total,
+    }
+
+
+class History(NamedTuple):
+    """The source's head and its oldest operation; None where `unknown` says why."""
+
+    head: Timestamp | None
+    oldest: Timestamp | None
+    source: SourceIdentity | None
+    unknown: str = ""
+
+
+def workers(
+    raw: Database[Any], state: Database[Any], name: str, registry: Registry | None
+) -> list[WorkerStatus]:
+    """Give every worker that left something in the state database, and the one called `name` in any case.
+
+    `registry` is what worker `name` plugs in; None when it cannot be loaded. Nothing is written.
+    """
+    stored = {each["_id"]: each for each in state[CHECKPOINTS].find({"position": {"$exists": True}})}
+    names = sorted({name, *stored, *state[LEASES].distinct("_id")})
+    letters = _dead_letters(state)
+    history = _history(raw)
+    return [
+        _Look(each, raw, state, registry if each == name else None, history).status(
+            stored.get(each), letters.get(each, {})
+        )
+        for each in names
+    ]
+
+
+def _history(raw: Database[Any]) -> History:
+    try:
+        source, head = deployment.identify(raw), deployment.head(raw.client)
+    except (PyMongoError, DistributaryError) as error:
+        return History(None, None, None, f"the source does not tell: {error}")
+    try:
+        return History(head, deployment.oldest(raw.client), source)
+    except (OperationFailure, DistributaryError):
+        return History(head, None, source, "headroom: the user may not read local.oplog.rs")
+
+
+def _dead_letters(state: Database[Any]) -> dict[str, dict[str, dict[str, int]]]:
+    """Count dead letters by worker, transform and kind."""
+    group = {"worker": "$worker", "transform": "$transform", "kind": "$kind"}
+    found = state[LETTERS].aggregate(
+        [{"$group": {"_id": group, "count": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
+    )
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for each in found:
+        by_transform = counts.setdefault(each["_id"]["worker"], {})
+        by_transform.setdefault(each["_id"]["transform"], {})[each["_id"]["kind"]] = each["count"]
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One worker, looked at from all sides."""
+
+    name: str
+    raw: Database[Any]
+    state: Database[Any]
+    registry: Registry | None
+    history: History
+
+    def status(
+        self, document: Mapping[str, Any] | None, letters: Mapping[str, Mapping[str, int]]
+    ) -> WorkerStatus:
+        checkpoint = from_document(document) if document else None
+        holder = Lease(self.state, self.name, 1).holder()
+        alive = holder is not None and holder.alive
+        lag, headroom, unknown = self._distance(checkpoint)
+        return WorkerStatus(
+            name=self.name,
+            state=_worker_state(checkpoint, alive=alive),
+            holder=holder.name if holder is not None and alive else None,
+            position=checkpoint.position if checkpoint else None,
+            saved_at=document["saved_at"] if document else None,
+            lag_seconds=lag,
+            headroom_seconds=headroom,
+            unknown=unknown,
+            transforms=_transforms(checkpoint.transforms if checkpoint else {}, self.registry),
+            jobs=tuple(JobStatus(job, self._total(job)) for job in Jobs(self.state, self.name).open()),
+            detached=checkpoint.detached if checkpoint else {},
+            dead_letters=letters,
+        )
+
+    def _distance(self, checkpoint: Checkpoint | None) -> tuple[int | None, int | None, str]:
+        """Give lag, headroom and why one of them is not known."""
+        head, oldest, source, unknown = self.history
+        if checkpoint is None:
+            return None, None, ""
+        if source is not None and checkpoint.source.differs(source):
+            other = f"{checkpoint.source.set_name}/{checkpoint.source.database}"
+            return None, None, f"the worker reads {other}, not the source of this configuration"
+        lag = None if head is None else lag_seconds(head, checkpoint.position)
+        headroom = None if oldest is None else checkpoint.position.time.time - oldest.time
+        return lag, headroom, unknown
+
+    def _total(self, job: Job) -> int | None:
+        if job.total or job.keys:
+            return job.total or job.documents + len(job.keys)
+        try:
+            return self.raw[job.source].estimated_document_count()
+        except PyMongoError:
+            return None
+
+
+def _worker_state(checkpoint: Checkpoint | None, *, alive: bool) -> WorkerState:
+    if alive:
+        return WorkerState.ACTIVE
+    return WorkerState.NEVER if checkpoint is None else WorkerState.STOPPED
+
+
+def _transforms(stored: Mapping[str, Built], registry: Registry | None) -> dict[str, TransformStatus]:
+    plugged = registry.transforms if registry else {}
+    return {name: _transform(name, stored.get(name), registry) for name in sorted({*stored, *plugged})}
+
+
+def _transform(name: str, built: Built | None, registry: Registry | None) -> TransformStatus:
+    plugged = registry.transforms.get(name) if registry else None
+    if built is None:
+        assert plugged
+        return TransformStatus(plugged.source, TransformState.NOT_BUILT, tuple(sorted(plugged.collections)))
+    state = _state(built, plugged.fingerprint if plugged else None, known=registry is not None)
+    return TransformStatus(built.source, state, tuple(sorted(built.collections)))
+
+
+def _state(built: Built, fingerprint: str | None, *, known: bool) -> TransformState:
+    """Judge a transform by the fingerprint that is plugged in; without `known` by the checkpoint alone."""
+    if built.unplugged if not known else fingerprint is None:
+        return TransformState.LEFT_BEHIND
+    if not built.built:
+        return TransformState.NOT_BUILT
+    return TransformState.OUTDATED if known and fingerprint != built.fingerprint else TransformState.BUILT
