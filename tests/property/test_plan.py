@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from bson import Decimal128, Timestamp, decode
+from bson import Decimal128, Timestamp, decode, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,7 +74,7 @@ class Store:
             del self.records[write.collection, identity(write.key)]
         for write in [*plan.replaces, *plan.inserts]:
             assert write.document is not None
-            record = stored(write.collection, decode(write.document, CODEC))
+            record = stored(write.collection, decode(write.document, CODEC), write.document)
             assert (record.place in self.records) == (write in plan.replaces)
             self.records[record.place] = record
 
@@ -175,7 +175,8 @@ def test_unowned_records_give_way(output: Yield, foreign: Yield) -> None:
     """A record without an engine field under a yielded key is replaced; it has no right to be there."""
     store = Store()
     for collection, each in foreign:
-        record = stored(collection, {"_id": each.key, "by": "hand"})
+        by_hand = {"_id": each.key, "by": "hand"}
+        record = stored(collection, by_hand, encode(by_hand, codec_options=CODEC))
         store.records[record.place] = record
     plan = run(store, [desired("f", 1, output, 1)])
     assert not plan.contests

@@ -33,17 +33,18 @@ class Latest(NamedTuple):
 Place = tuple[str, Identity]  # source collection, identity of the document's key
 
 
-def collapse(changes: Iterable[Change], shown: Callable[[Place], Timestamp]) -> list[Latest]:
+def collapse(changes: Iterable[Change], shown: Callable[[Place], Timestamp] | None) -> list[Latest]:
     """Reduce changes, in the source's order, to one `Latest` per document.
 
     `shown` gives the newest cluster time as of which an earlier commit may already show a document. Up to it a
     change says only *that* its document changed: the state it carries may be older, so the document is read.
+    None: nothing is shown ahead of these changes.
     """
     latest: dict[tuple[str, Identity], Latest] = {}
     for collection, key, time, operation, document, token in changes:
         ident = identity(key)
         place = (collection, ident)
-        if time <= shown(place):
+        if shown is not None and time <= shown(place):
             latest[place] = Latest(collection, key, ident, time, None, gone=False, fresh=False, token=token)
             continue
         gone = operation is Operation.DELETE

@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bson import Timestamp, encode
+from bson import Timestamp, decode, encode
+from bson.errors import BSONError
 
 from distributary.change import CODEC, Identity, Version, identity
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
@@ -37,33 +38,49 @@ class Desired:
 
 
 class Stored(NamedTuple):
-    """A derived document as it is stored; `owner` is None when its engine field is missing or unreadable."""
+    """A derived document as it is stored, `raw` in BSON.
+
+    `owner` is None when its engine field is missing or unreadable.
+    """
 
     collection: str
     key: Any
     identity: Identity
     owner: Owner | None
     version: Version
-    body: bytes
+    raw: bytes
 
     @property
     def place(self) -> Place:
         """Where it lies."""
         return (self.collection, self.identity)
 
+    @property
+    def body(self) -> bytes:
+        """The record without the engine's field; empty when it holds what no encoder takes."""
+        document = decode(self.raw, CODEC) if self.raw else {}
+        document.pop(ENGINE_FIELD, None)
+        try:
+            return encode(document, codec_options=CODEC) if self.raw else b""
+        except (BSONError, UnicodeError):
+            return b""
 
-def stored(collection: str, document: dict[str, Any]) -> Stored:
+    def shows(self, record: EncodedRecord) -> bool:
+        """Whether the stored document is this record, whatever its version: all bytes up to the version agree."""
+        raw, wanted = self.raw, record.document
+        start = len(wanted) - 1 - record.tail
+        named = start + LENGTH_END
+        return len(raw) == len(wanted) and raw[4:named] == wanted[4:named]
+
+
+#: From the start of the engine's field to the end of its length: a type byte, the name, four bytes.
+LENGTH_END = 1 + len(ENGINE_FIELD) + 1 + 4
+
+
+def stored(collection: str, document: dict[str, Any], raw: bytes) -> Stored:
     """Read a derived document; whatever a hand did to its engine field, it is read as something."""
-    key = document["_id"]
-    origin = document.pop(ENGINE_FIELD, None)
-    return Stored(
-        collection,
-        key,
-        identity(key),
-        _owner(origin),
-        _version(origin),
-        encode(document, codec_options=CODEC),
-    )
+    key, origin = document["_id"], document.get(ENGINE_FIELD)
+    return Stored(collection, key, identity(key), _owner(origin), _version(origin), raw)
 
 
 def _owner(origin: Any) -> Owner | None:
@@ -199,13 +216,14 @@ class _Reconciliation:
         return item is not None and all(record.place != place for record in item.records)
 
     def _write(self, item: Desired) -> None:
+        result = self.result
         for record in item.records:
             before = self.known.get(record.place)
-            if before is not None and before.owner == item.owner and before.body == record.body:
-                self.result.unchanged += 1
+            if before is not None and before.owner == item.owner and before.shows(record):
+                result.unchanged += 1
                 continue
             write = Write(record.place[0], record.key, item, record.document)
-            (self.result.inserts if before is None else self.result.replaces).append(write)
+            (result.inserts if before is None else result.replaces).append(write)
         if item.owner in self.owned:
             self.result.deletes += self._leftovers(item)
 

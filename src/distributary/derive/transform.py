@@ -85,14 +85,14 @@ def _encoded(output: object, limit: int, source: RawBSONDocument) -> list[Encode
     records = [encode_record(item, source) for item in islice(_items(output), limit + 1)]
     if len(records) > limit:
         raise BadRecord(f"more than {limit:,} records from one document (worker.max_records)")
-    seen = {record.place for record in records}
-    if len(seen) < len(records):
+    places = {record.place for record in records}
+    if len(places) < len(records):
         raise BadRecord(_repeated(records))
     return records
 
 
 def _named(records: list[EncodedRecord], transform: Transform) -> list[EncodedRecord]:
-    for (collection, _), _, _, _ in records:
+    for collection in {record[0][0] for record in records}:
         if collection not in transform.collections:
             raise BadRecord(
                 f"yielded a record of {collection!r}, which the transform's code does not name; "

@@ -68,10 +68,12 @@ class Derivation:
         newest time.
         """
         version = horizon.version
-        latest = collapse(batch.changes, horizon.shown)
-        end = batch.changes[-1].time if batch.changes else BEGINNING
-        behind = any(horizon.shown((item.collection, item.identity)) >= end for item in latest if item.unread)
-        read = self._read(latest, None if behind else end)
+        first, end = (
+            (batch.changes[0].time, batch.changes[-1].time) if batch.changes else (BEGINNING, BEGINNING)
+        )
+        latest = collapse(batch.changes, None if horizon.is_behind(first) else horizon.shown)
+        late = any(horizon.shown((item.collection, item.identity)) >= end for item in latest if item.unread)
+        read = self._read(latest, None if late else end)
         derived = derive_all(read, self.transforms, self.epoch, self.max_records)
         states = [((item.collection, item.identity), item.time) for item in read]
         return Prepared(batch, derived.desired, letters(derived.failed), states, version)

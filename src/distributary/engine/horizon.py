@@ -23,9 +23,13 @@ class Horizon:
     def __init__(self, floor: Timestamp) -> None:
         self._lock = Lock()
         self._late: dict[Place, Timestamp] = {}
-        self._floor = floor
+        self._floor = self._newest = floor
         self.passed = floor
         self.version = 0
+
+    def is_behind(self, time: Timestamp) -> bool:
+        """Whether no document may be shown as of this time or later."""
+        return self._newest < time
 
     def shown(self, place: Place) -> Timestamp:
         """Give the newest cluster time as of which this document may be shown."""
@@ -38,6 +42,7 @@ class Horizon:
             for place in places:
                 if time > self._late.get(place, self._floor):
                     self._late[place] = time
+                    self._newest = max(self._newest, time)
             if len(self._late) > REMEMBERED:
                 self._forget()
             self.version += 1

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bson import MaxKey, MinKey, Regex
+from bson import MaxKey, MinKey, Regex, decode_all, encode
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import WriteConcern
@@ -13,7 +13,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 
-from distributary.change import CODEC, identity
+from distributary.change import CODEC
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
 from distributary.derive.records import ENGINE_FIELD, Place
@@ -41,14 +41,11 @@ Document = dict[str, Any]
 
 
 def read_record(collection: str, document: Document) -> Stored:
-    """Read a derived document whatever a hand did to it; what no encoder takes (invalid UTF-8) has no body."""
-    origin = document.get(ENGINE_FIELD)
+    """Read a derived document that is decoded; of what no encoder takes (invalid UTF-8) the bytes are not had."""
     try:
-        return stored(collection, document)
+        return stored(collection, document, encode(document, codec_options=CODEC))
     except (BSONError, UnicodeError):
-        key = document["_id"]
-        bare = stored(collection, {"_id": None, ENGINE_FIELD: origin})
-        return bare._replace(key=key, identity=identity(key), body=b"")
+        return stored(collection, document, b"")
 
 
 def is_foreign(collection: str, document: Mapping[str, Any], known: Mapping[str, Collection[str]]) -> bool:
@@ -63,6 +60,25 @@ def is_foreign(collection: str, document: Mapping[str, Any], known: Mapping[str,
     key = origin["key"]
     may_write = collection in known.get(origin["by"], ())
     return not may_write or isinstance(key, list | Regex) or not is_storable(key)
+
+
+def read_records(
+    database: Database[Any], collection: str, query: Document, session: ClientSession | None = None
+) -> Iterator[Stored]:
+    """Read derived documents as they are stored, byte for byte."""
+    found = database.get_collection(collection, CODEC).find_raw_batches(query, session=session)
+    for batch in found:
+        for document, raw in zip(decode_all(batch, CODEC), _documents(batch), strict=True):
+            yield stored(collection, document, raw)
+
+
+def _documents(batch: bytes) -> Iterator[bytes]:
+    """Cut a batch into documents; each begins with its length (bsonspec.org)."""
+    start = 0
+    while start < len(batch):
+        end = start + int.from_bytes(batch[start : start + 4], "little")
+        yield batch[start:end]
+        start = end
 
 
 class _Taken(Exception):
@@ -193,8 +209,7 @@ class MongoSink:
                 yield from self._find(collection, {"_id": {"$in": some}})
 
     def _find(self, collection: str, query: Document) -> Iterator[Stored]:
-        for document in self._database[collection].find(query, session=self._session):
-            yield read_record(collection, document)
+        yield from read_records(self._database, collection, query, self._session)
 
     def _apply(self, plan: Plan, *, apart: bool, by_key: bool) -> None:
         """Send the writes; deletes first, so that a key or a unique value that moves is free."""
