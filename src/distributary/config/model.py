@@ -128,10 +128,6 @@ class DeadLetters(Section):
         description="Failed changes among the last `window` that stop the worker; 0: never.",
     )
     window: Count = Field(default=1000, description="Changes that `max_in_window` looks back on.")
-    keep_documents: bool = Field(
-        default=False,
-        description="Whether a dead letter holds a copy of the document; otherwise it is read by its key.",
-    )
 
     @model_validator(mode="after")
     def _limit_is_reachable(self) -> "DeadLetters":

@@ -9,7 +9,7 @@ from bson import decode, encode
 from distributary.change import CODEC, Version, identity
 from distributary.derive.plan import Desired, Owner, Stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
-from distributary.sink.mongo import is_foreign, read_record
+from distributary.sink.mongo import is_foreign
 
 
 class Kind(StrEnum):
@@ -65,12 +65,13 @@ class Found(NamedTuple):
     holder: tuple[str, Any] | None
 
     @classmethod
-    def of(cls, collection: str, document: dict[str, Any], known: Mapping[str, Collection[str]]) -> "Found":
-        """Read a derived document; `known` are the collections that each transform may have written."""
-        foreign = is_foreign(collection, document, known)
-        origin = document.get(ENGINE_FIELD)
-        record = read_record(collection, document)
-        return cls(record, None if foreign or origin is None else (origin["by"], origin["key"]))
+    def of(cls, record: Stored, known: Mapping[str, Collection[str]]) -> "Found":
+        """Read who holds a record; `known` are the collections that each transform may have written."""
+        document = decode(record.raw, CODEC)
+        if is_foreign(record.collection, document, known):
+            return cls(record, None)
+        origin = document[ENGINE_FIELD]
+        return cls(record, (origin["by"], origin["key"]))
 
 
 class _Wanted(NamedTuple):
@@ -96,15 +97,14 @@ class Comparison:
         self.records = len(self._unseen)
         self.found: dict[Owner, list[Difference]] = {}
 
-    def owned(self, found: Found) -> None:
+    def owned(self, record: Stored) -> None:
         """Compare a record that is stored for one of the documents; others are ignored."""
-        record = found.record
         item = self._items.get(record.owner) if record.owner else None
         if item is None:
             return
         wanted = self._unseen.pop((item.owner, record.place), None)
         frozen = record.version > self._newest
-        fields = _differing(record.body, wanted.record.body) if wanted else ()
+        fields = _differing(record, wanted.record) if wanted else ()
         if wanted is None or fields or frozen:
             kind = Kind.ORPHANED if wanted is None else Kind.STALE
             self._add(item, kind, record, fields + (ENGINE_FIELD,) * frozen, foreign=frozen)
@@ -124,7 +124,7 @@ class Comparison:
             if other is None:
                 self._add(wanted.item, Kind.MISSING, wanted.record)
             else:
-                fields = (ENGINE_FIELD, *_differing(other.record.body, wanted.record.body))
+                fields = (ENGINE_FIELD, *_differing(other.record, wanted.record))
                 self._add(wanted.item, Kind.STALE, wanted.record, fields, other.holder, other.holder is None)
 
     def _add(
@@ -142,11 +142,14 @@ class Comparison:
         self.found.setdefault(item.owner, []).append(difference)
 
 
-def _differing(stored: bytes, wanted: bytes) -> tuple[str, ...]:
+def _differing(stored: Stored, wanted: EncodedRecord) -> tuple[str, ...]:
     """Name the fields that differ, in value, type or the order within; all of them when only their order does."""
-    if stored == wanted:
+    if stored.shows(wanted):
         return ()
-    before, after = decode(stored, CODEC) if stored else {}, decode(wanted, CODEC)
+    body, end = stored.body, len(wanted.document) - wanted.tail
+    if body == wanted.body and stored.raw[4 : end - 1] == wanted.document[4 : end - 1]:
+        return ()
+    before, after = decode(body, CODEC) if body else {}, decode(wanted.body, CODEC)
     names = [name for name in after | before if _encoded(before, name) != _encoded(after, name)]
     return tuple(names or after)
 

@@ -13,12 +13,13 @@ from pymongo.database import Database
 
 from distributary.change import CODEC, Identity, Version, identity
 from distributary.derive.batch import Derived, is_storable
-from distributary.derive.plan import Owner
+from distributary.derive.plan import Owner, Stored
 from distributary.derive.registry import Registry
 from distributary.engine.derivation import Derivation
 from distributary.errors import Failed
 from distributary.operate.comparison import Comparison, Difference, Found, Kind
 from distributary.ports import Snapshot
+from distributary.sink.mongo import read_records
 from distributary.source import deployment
 from distributary.source.documents import Documents
 from distributary.state import Built, Checkpoint
@@ -67,7 +68,7 @@ class Moment:
     """The derived deployment at one moment: a checkpoint, and the records that were committed with it."""
 
     def __init__(self, derived: Database[Any], checkpoint: Checkpoint, session: ClientSession) -> None:
-        self._derived = derived.with_options(CODEC, ReadPreference.PRIMARY)
+        self._derived = derived.with_options(read_preference=ReadPreference.PRIMARY)
         self._session = session
         self.checkpoint = checkpoint
 
@@ -83,16 +84,16 @@ class Moment:
         checkpoint = self.checkpoint
         return Version(checkpoint.epoch, max(checkpoint.position.time, checkpoint.ahead))
 
-    def stored_for(self, transform: str, keys: Sequence[Any], collection: str) -> Iterator[dict[str, Any]]:
+    def stored_for(self, transform: str, keys: Sequence[Any], collection: str) -> Iterator[Stored]:
         """Give the records that a transform has stored for source keys in one derived collection."""
         for some in chunks(keys, QUERY_KEYS):
             query = {"_src.by": transform, "_src.key": {"$in": some}}
-            yield from self._derived[collection].find(query, session=self._session)
+            yield from read_records(self._derived, collection, query, self._session)
 
-    def stored_under(self, keys: Sequence[Any], collection: str) -> Iterator[dict[str, Any]]:
+    def stored_under(self, keys: Sequence[Any], collection: str) -> Iterator[Stored]:
         """Give the records with these keys."""
         for some in chunks(keys, QUERY_KEYS):
-            yield from self._derived[collection].find({"_id": {"$in": some}}, session=self._session)
+            yield from read_records(self._derived, collection, {"_id": {"$in": some}}, self._session)
 
 
 class Compared(NamedTuple):
@@ -223,15 +224,15 @@ class Sides:
         for name, collections in writers.items():
             keys = [item.key for item in derived.desired if item.transform == name]
             for collection in sorted(collections):
-                for document in moment.stored_for(name, keys, collection):
-                    comparison.owned(Found.of(collection, document, writers))
+                for record in moment.stored_for(name, keys, collection):
+                    comparison.owned(record)
         comparison.under(self._under(moment, comparison.unseen()))
 
     def _under(self, moment: Moment, keys: Mapping[str, Sequence[Any]]) -> Iterator[Found]:
         writers = self.writers() if keys else {}
         for collection, some in keys.items():
-            for document in moment.stored_under(some, collection):
-                yield Found.of(collection, document, writers)
+            for record in moment.stored_under(some, collection):
+                yield Found.of(record, writers)
 
 
 def _failing(derived: Derived) -> dict[Owner, list[Difference]]:

@@ -1,0 +1,91 @@
+"""`distributary check`: the preflight."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+from pymongo.errors import PyMongoError
+from rich.text import Text
+
+from distributary.assemble import connect, registry
+from distributary.cli.common import config_option, console, emit_json, json_option, open_config
+from distributary.cli.failures import of_driver
+from distributary.config import Config, redact
+from distributary.derive.registry import Registry
+from distributary.errors import ConfigurationError, EnvironmentFault
+from distributary.log import without_credentials
+from distributary.operate.check import Finding, Level, Preflight, exit_code, faults, ok
+
+_STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
+
+
+@click.command("check")
+@config_option
+@json_option
+def command(config_path: Path | None, *, as_json: bool) -> int:
+    """Look whether everything that a worker needs is there; nothing is written.
+
+    Shows every finding with its cure. Exit code 2 when configuration or transform modules are wrong, else 3
+    when the environment is; warnings leave it at 0.
+    """
+    findings = []
+    for finding in _found(config_path):
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
+    if as_json:
+        emit_json({"fine": not exit_code(findings), "findings": [each.answer() for each in findings]})
+    else:
+        click.echo(_summary(findings))
+    return exit_code(findings)
+
+
+def _found(config_path: Path | None) -> Iterator[Finding]:
+    """Check the configuration, the modules, and as far as these allow the deployments."""
+    try:
+        config = open_config(config_path)
+    except ConfigurationError as error:
+        yield from faults("configuration", error)
+        return
+    yield ok("configuration", f"worker {config.worker.name}, source {redact(config.source.uri)}.")
+    plugged: Registry | None = None
+    try:
+        plugged = registry(config)
+    except ConfigurationError as error:
+        yield from faults("transforms", error)
+    yield from _deployments(config, plugged)
+
+
+def _deployments(config: Config, plugged: Registry | None) -> Iterator[Finding]:
+    try:
+        with connect(config) as databases:
+            yield from Preflight(
+                raw=databases.raw,
+                derived=databases.derived,
+                state=databases.state,
+                registry=plugged,
+                max_records=config.worker.max_records,
+                explain=of_driver,
+                sleep=time.sleep,
+            ).run()
+    except PyMongoError as error:  # a connection string that only a name server can refuse
+        yield from faults("source", of_driver(error) or EnvironmentFault(f"{error}"))
+
+
+def _show(finding: Finding) -> None:
+    """Show a finding as soon as it is there."""
+    line = Text(f"{finding.level.value:<8} ", _STYLES[finding.level])
+    line.append(without_credentials(f"{finding.subject}: {finding.message}"), "default")
+    out = console()
+    out.print(line, soft_wrap=True)
+    if finding.cure:
+        out.print(Text(without_credentials(f"{'':8} cure: {finding.cure}")), soft_wrap=True)
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    levels = [each.level for each in findings]
+    wrong, warnings = levels.count(Level.FAULT), levels.count(Level.WARNING)
+    if not wrong:
+        return f"Ready to run, {warnings} warnings." if warnings else "Ready to run."
+    return f"Not ready: {wrong} faults, {warnings} warnings."

@@ -1,0 +1,155 @@
+"""`distributary status`: what the workers do, how far they are, and what was parked."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from distributary.assemble import connect, registry
+from distributary.cli.common import config_option, console, emit_json, json_option, open_config
+from distributary.config import Config
+from distributary.derive.registry import Registry
+from distributary.errors import ConfigurationError, Fault
+from distributary.operate.status import JobStatus, WorkerState, WorkerStatus, iso, workers
+
+#: Seconds between two looks of `--watch`.
+WATCH_SECONDS = 2.0
+
+_STYLES = {WorkerState.ACTIVE: "green", WorkerState.STOPPED: "yellow", WorkerState.NEVER: "dim"}
+
+
+@click.command("status")
+@config_option
+@json_option
+@click.option("--watch", is_flag=True, help="Look again every 2 seconds until Ctrl-C.")
+def command(config_path: Path | None, as_json: bool, watch: bool) -> None:  # noqa: FBT001 - click passes flags
+    """Show workers, positions, lag, history headroom, transforms, jobs and dead letters.
+
+    A worker that has nothing to do saves its position only every `worker.idle_save_seconds`.
+    """
+    config = open_config(config_path)
+    plugged, faults = _plugged(config)
+    with connect(config) as databases:
+
+        def look() -> list[WorkerStatus]:
+            return workers(databases.raw, databases.state, config.worker.name, plugged)
+
+        looks = _repeated(look) if watch else iter([look()])
+        with suppress(KeyboardInterrupt):
+            _show(looks, faults, as_json=as_json, watch=watch)
+
+
+def _plugged(config: Config) -> tuple[Registry | None, tuple[Fault, ...]]:
+    """Load the transform modules, or say why they cannot be loaded."""
+    try:
+        return registry(config), ()
+    except ConfigurationError as error:
+        return None, error.faults
+
+
+def _repeated(look: Callable[[], list[WorkerStatus]]) -> Iterator[list[WorkerStatus]]:
+    while True:
+        yield look()
+        time.sleep(WATCH_SECONDS)
+
+
+def _show(
+    looks: Iterator[list[WorkerStatus]], faults: tuple[Fault, ...], *, as_json: bool, watch: bool
+) -> None:
+    """Show each look: as JSON, in place on a terminal, else one below the other."""
+    out = console()
+    if as_json:
+        for found in looks:
+            emit_json(_answer(found, faults))
+    elif watch and out.is_terminal:
+        with Live(console=out, auto_refresh=False) as live:
+            for found in looks:
+                live.update(_page(found, faults, out), refresh=True)
+    else:
+        for found in looks:
+            out.print(_page(found, faults, out))
+
+
+def _answer(found: Iterable[WorkerStatus], faults: Iterable[Fault]) -> dict[str, Any]:
+    told = [{"place": each.place, "problem": each.problem, "cure": each.cure} for each in faults]
+    return {"workers": [each.answer() for each in found], "module_faults": told}
+
+
+# --- for people ---------------------------------------------------------------------------------------
+
+
+def _page(found: Iterable[WorkerStatus], faults: tuple[Fault, ...], out: Console) -> RenderableType:
+    lines: list[RenderableType] = []
+    for each in found:
+        lines += _worker(each, terminal=out.is_terminal)
+    if faults:
+        lines.append(Text("The transform modules cannot be loaded, so changed code is not seen:", "red"))
+        lines += [Text(f"  {fault}") for fault in faults]
+    return Group(*lines)
+
+
+def _worker(status: WorkerStatus, *, terminal: bool) -> Iterator[RenderableType]:
+    yield _headline(status)
+    if status.position is not None and status.saved_at is not None:
+        saved = f", saved {_ago(status.saved_at)}"
+        yield Text(f"  position {iso(status.position.time)}{saved}; {_distance(status)}")
+    if status.unknown:
+        yield Text(f"  not known: {status.unknown}", "yellow")
+    if status.transforms:
+        yield _table(status, terminal=terminal)
+    yield from (_job(each) for each in status.jobs)
+    for name, when in status.detached.items():
+        yield Text(f"  source {name!r} is gone since {iso(when)}; its records are kept", "yellow")
+
+
+def _headline(status: WorkerStatus) -> Text:
+    held = f", held by {status.holder}" if status.holder else ""
+    text = Text(f"worker {status.name}: ", "bold")
+    return text.append(status.state.value, _STYLES[status.state]).append(held, "not bold")
+
+
+def _distance(status: WorkerStatus) -> str:
+    lag = "lag unknown" if status.lag_seconds is None else f"lag {timedelta(seconds=status.lag_seconds)}"
+    if status.headroom_seconds is None:
+        return f"{lag}, headroom unknown"
+    if status.headroom_seconds < 0:
+        return f"{lag}, position lost: the history no longer reaches it"
+    return f"{lag}, headroom {timedelta(seconds=status.headroom_seconds)}"
+
+
+def _ago(when: datetime) -> str:
+    seconds = max(0, round((datetime.now(UTC) - when).total_seconds()))
+    return f"{timedelta(seconds=seconds)} ago"
+
+
+def _table(status: WorkerStatus, *, terminal: bool) -> Table:
+    shape = box.SIMPLE_HEAD if terminal else None
+    table = Table(box=shape, pad_edge=True, padding=(0, 1), header_style="bold" if terminal else "")
+    for header in ("transform", "source", "state", "dead letters", "collections"):
+        table.add_column(header)
+    for name, each in status.transforms.items():
+        parked = _parked(status.dead_letters.get(name, {}))
+        table.add_row(name, each.source, each.state.value, parked, ", ".join(each.collections))
+    for name in sorted(status.dead_letters.keys() - status.transforms.keys()):
+        table.add_row(name, "", "", _parked(status.dead_letters[name]), "")
+    return table
+
+
+def _parked(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) or "0"
+
+
+def _job(status: JobStatus) -> Text:
+    job = status.job
+    of = "" if status.total is None else f" of about {status.total:,}"
+    stage = f", now removing what lost its source from {job.stage}" if job.stage else ""
+    return Text(f"  {job.kind.value} of {job.source} ({job.reason}): {job.documents:,}{of} documents{stage}")

@@ -1,0 +1,156 @@
+"""Dead letters: what cannot be derived is parked with all that is known of it, and shown."""
+
+import json
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from distributary.errors import Failed
+from distributary.operate.dead_letters import listing, one
+from distributary.state import LetterKind
+from tests.conftest import Databases
+from tests.harness import Harness
+
+CODES = """
+    from distributary import DerivedCollection, transform
+
+    codes = DerivedCollection("codes")
+
+    @transform("orders")
+    def coded(order):
+        if order.get("bad"):
+            raise ValueError(f"bad order {order['_id']}")
+        yield codes.record(order["code"], {"order": order["_id"]})
+"""
+
+
+@pytest.fixture
+def harness(databases: Databases, tmp_path: Path) -> Harness:
+    """Give a worker that fails for bad orders and lets two orders contest a code."""
+    return Harness(databases, tmp_path / "modules", {"coded": CODES})
+
+
+@pytest.fixture
+def parked(harness: Harness) -> Harness:
+    """Give a worker that parked order 1, which is bad, and order 3, which has the code of order 2."""
+    orders = harness.databases.raw.orders
+    orders.insert_many([{"_id": 1, "bad": True}, {"_id": 2, "code": "a"}, {"_id": 3, "code": "a"}])
+    harness.catch_up()
+    return harness
+
+
+def answer(harness: Harness, *arguments: str) -> Any:
+    """Give what a verb says in JSON."""
+    with harness.process("dead-letters", *arguments, "--json", stdout=PIPE) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return json.loads(out)
+
+
+def page(harness: Harness, *arguments: str) -> str:
+    """Give what a verb says to a person."""
+    with harness.process("dead-letters", *arguments, stdout=PIPE) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return out
+
+
+def test_list_names_each_parked_document(parked: Harness) -> None:
+    """Transform, key, kind and reason are there, and the number of all."""
+    found = answer(parked, "list")
+    letters = {each["key"]: each for each in found["letters"]}
+    assert (found["schema"], found["total"], set(letters)) == (1, 2, {1, 3})
+    assert (letters[1]["transform"], letters[1]["kind"]) == ("coded", "failed")
+    assert letters[1]["reason"] == "ValueError: bad order 1"
+    assert (letters[3]["kind"], letters[3]["waits_for"]) == ("contested", {"collection": "codes", "key": "a"})
+
+
+def test_list_filters_and_says_how_many_more_there_are(parked: Harness) -> None:
+    """`--transform` and `--kind` choose, `--limit` bounds what is shown and not what is counted."""
+    state = parked.databases.state
+    assert listing(state, "no such", None, 10).total == 0
+    assert [each.letter.key for each in listing(state, "coded", LetterKind.CONTESTED, 10).letters] == [3]
+    out = page(parked, "list", "--limit", "1")
+    assert len(out.splitlines()) == 3
+    assert "1 of 2" in out
+
+
+def test_an_empty_list_is_said(harness: Harness) -> None:
+    """Nothing parked is an answer."""
+    assert page(harness, "list") == "No dead letters.\n"
+
+
+def test_show_tells_everything_and_what_to_do(parked: Harness) -> None:
+    """Error, traceback, position, attempts, fingerprint and times are shown under the id that `list` gave."""
+    (letter,) = answer(parked, "list", "--kind", "failed")["letters"]
+    shown = answer(parked, "show", letter["id"])["letter"]
+    assert shown == letter
+    assert shown["position"]["token"].startswith("82")
+    assert shown["attempts"] == 1
+    assert shown["first_at"] == shown["last_at"]
+    assert shown["fingerprint"] == parked.registry.transforms["coded"].fingerprint
+    assert "coded.py" in shown["traceback"]
+    text = page(parked, "show", letter["id"])
+    assert "bad order 1" in text
+    assert "Traceback" in text
+    assert "derived again when it changes" in text
+
+
+def test_show_names_what_a_contested_document_waits_for(parked: Harness) -> None:
+    """The record that another document owns is named."""
+    (letter,) = answer(parked, "list", "--kind", "contested")["letters"]
+    text = page(parked, "show", letter["id"])
+    assert 'codes _id "a"' in text
+    assert "owns" in text
+
+
+def test_an_id_is_short_and_stays(parked: Harness) -> None:
+    """A document that fails again keeps its id and its first time, and counts one more attempt."""
+    before = listing(parked.databases.state, None, LetterKind.FAILED, 1).letters[0]
+    parked.databases.raw.orders.update_one({"_id": 1}, {"$set": {"again": 1}})
+    parked.catch_up()
+    after = one(parked.databases.state, before.id)
+    assert len(after.id) == 12
+    assert (after.attempts, after.first_at) == (2, before.first_at)
+    assert after.last_at > before.last_at
+
+
+def test_an_unknown_id_is_refused_with_a_cure(parked: Harness) -> None:
+    """It may have been resolved meanwhile; `list` is the way on."""
+    with pytest.raises(Failed, match="dead-letters list"):
+        one(parked.databases.state, "0123456789ab")
+
+
+def test_a_later_success_resolves_the_letter(parked: Harness) -> None:
+    """A corrected document is derived and its letter is gone; so is a contested one when the owner leaves."""
+    orders = parked.databases.raw.orders
+    orders.update_one({"_id": 1}, {"$unset": {"bad": 1}, "$set": {"code": "b"}})
+    orders.delete_one({"_id": 2})
+    parked.catch_up()
+    assert listing(parked.databases.state, None, None, 10).total == 0
+    parked.assert_equal()
+
+
+def test_a_document_that_turns_bad_keeps_its_records(harness: Harness) -> None:
+    """What was derived before stays until the document can be derived again."""
+    orders = harness.databases.raw.orders
+    orders.insert_one({"_id": 1, "code": "a"})
+    harness.catch_up()
+    before = list(harness.databases.derived.codes.find())
+    orders.update_one({"_id": 1}, {"$set": {"bad": True}})
+    harness.catch_up()
+    assert list(harness.databases.derived.codes.find()) == before
+    assert listing(harness.databases.state, None, None, 10).total == 1
+
+
+def test_a_reason_that_quotes_a_huge_document_is_cut(harness: Harness) -> None:
+    """A letter never grows over MongoDB's limit, whatever an exception says."""
+    harness.write({"coded": CODES.replace("bad order {order['_id']}", "{order}")})
+    harness.databases.raw.orders.insert_one({"_id": ObjectId(), "bad": True, "text": "x" * 9_000_000})
+    harness.catch_up()
+    (stored,) = listing(harness.databases.state, None, None, 10).letters
+    assert len(stored.letter.reason) < 10_000
+    assert len(stored.letter.traceback) < 100_000
