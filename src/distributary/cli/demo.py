@@ -1,0 +1,350 @@
+"""`distributary demo`: everything on this machine, from raw documents to a verified answer."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import median
+from threading import Event
+from typing import Any, NamedTuple
+
+import click
+from bson import Timestamp
+from pymongo import MongoClient
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distributary import sample
+from distributary.cli.common import console as console_of
+from distributary.cli.common import emit_json, json_option, progress
+from distributary.cli.stage import (
+    DERIVED,
+    LOOK_SECONDS,
+    RAW,
+    STATE,
+    Stage,
+    Worker,
+    configuration,
+    ending_on_sigterm,
+    examples,
+    open_stage,
+    without_configuration,
+)
+from distributary.errors import Failed
+from distributary.state import BEGINNING
+
+
+@click.command("demo")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=1.0,
+    show_default=True,
+    help=f"Size of the data set; 1 is {sum(sample.SIZES.values()):,} raw documents.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="How long to write while the worker follows.",
+)
+@click.option(
+    "--rate", type=click.FloatRange(1), default=200.0, show_default=True, help="Live writes per second."
+)
+@click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C.")
+@json_option
+def command(*, scale: float, seconds: float, rate: float, keep: bool, as_json: bool) -> None:
+    """Show distributary at work on this machine, and leave nothing behind.
+
+    Starts a private MongoDB and a worker, loads the customers, products and orders of a shop, writes to them
+    for a few seconds, verifies the derived collections and asks them two questions.
+    """
+    console = console_of(stderr=as_json)
+    with ending_on_sigterm(), open_stage(console) as stage:
+        worker = _started(stage, scale)
+        result = _result(stage, worker, seconds, rate)
+        if as_json:
+            emit_json(result.as_json())
+        else:
+            _show(console, result)
+        console.print(result.verdict)
+        if keep:
+            _keep(stage, worker)
+    result.check()
+
+
+# --- the play -----------------------------------------------------------------------------------------------
+
+
+class Lag:
+    """How long writes wait until the worker has committed them; `wrote` may be called in another thread."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Timestamp, float]] = deque()
+        self.newest = BEGINNING
+        self.writes = 0
+        self.seconds: list[float] = []
+
+    def wrote(self, _operation: str, at: Timestamp) -> None:
+        """Note a write."""
+        self._waiting.append((at, time.monotonic()))
+        self.newest = at
+        self.writes += 1
+
+    def committed(self, position: Timestamp) -> float:
+        """Note how far the worker is, and give the age in seconds of the oldest write still to come."""
+        now = time.monotonic()
+        while self._waiting and self._waiting[0][0] <= position:
+            self.seconds.append(now - self._waiting.popleft()[1])
+        return now - self._waiting[0][1] if self._waiting else 0.0
+
+
+class Query(NamedTuple):
+    """A question to a derived collection, in the terms of MongoDB's `find`."""
+
+    question: str
+    collection: str
+    filter: dict[str, Any]
+    sort: str
+    direction: int
+
+    @property
+    def shell(self) -> str:
+        """As it is typed into mongosh."""
+        order = json.dumps({self.sort: self.direction})
+        return f"db.{self.collection}.find({json.dumps(self.filter)}).sort({order}).limit({ANSWERS})"
+
+    def ask(self, client: MongoClient[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Give the answer."""
+        found = client[DERIVED][self.collection].find(self.filter, {"_src": False})
+        return list(found.sort(self.sort, self.direction).limit(ANSWERS))
+
+
+#: How many records an answer shows.
+ANSWERS = 3
+
+QUERIES = (
+    Query(
+        "What did customer C000001 order last?",
+        "orders_by_customer",
+        {"customer_id": "C000001"},
+        "ordered_at",
+        -1,
+    ),
+    Query("Which orders wait longest to be shipped?", "open_orders", {}, "ordered_at", 1),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo has shown."""
+
+    verification: dict[str, Any]
+    collections: dict[str, int]
+    live: dict[str, int]
+    lag: list[float]
+    answers: list[tuple[Query, list[dict[str, Any]]]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the answer to `--json`."""
+        return {
+            "verification": self.verification,
+            "collections": self.collections,
+            "live": self.live,
+            "lag_seconds": {"median": median(self.lag), "max": max(self.lag)} if self.lag else None,
+            "queries": [
+                {"question": query.question, "query": query.shell, "answer": answer}
+                for query, answer in self.answers
+            ],
+        }
+
+    @property
+    def verdict(self) -> str:
+        """What was verified."""
+        found = self.verification
+        if not found["equal"]:
+            kinds = ", ".join(f"{found[kind]:,} {kind}" for kind in ("missing", "stale", "orphaned"))
+            return f"The derived collections differ from a recomputation: {kinds}."
+        return (
+            f"Verified: {found['records']:,} derived records in {len(self.collections)} collections"
+            f" equal a recomputation from {found['documents']:,} raw documents."
+        )
+
+    def check(self) -> None:
+        """Raise `Failed` when verification found differences."""
+        if not self.verification["equal"]:
+            cure = "That is a bug. Run the demo with --keep, and `verify` beside it names every difference."
+            raise Failed(self.verdict, cure)
+
+
+def _started(stage: Stage, scale: float) -> Worker:
+    """Give a worker that has derived the data set."""
+    sizes = _load(stage, scale)
+    stage.config.write_text(configuration(stage.uri, examples()), encoding="utf-8")
+    worker = Worker(stage)
+    _backfill(stage, worker, sizes)
+    return worker
+
+
+def _result(stage: Stage, worker: Worker, seconds: float, rate: float) -> Result:
+    live, lag = _live(stage, worker, seconds, rate)
+    verification = _verify(stage)
+    worker.check()
+    answers = [(query, query.ask(stage.client)) for query in QUERIES]
+    return Result(verification, _counts(stage), live, lag.seconds, answers)
+
+
+def _load(stage: Stage, scale: float) -> dict[str, int]:
+    started = time.monotonic()
+    with progress("Loading raw data") as bar:
+        sizes = sample.load(stage.client[RAW], scale, bar.update)
+    parts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+    stage.console.print(f"Loaded {sum(sizes.values()):,} raw documents in {_since(started)}: {parts}")
+    return sizes
+
+
+def _backfill(stage: Stage, worker: Worker, sizes: Mapping[str, int]) -> None:
+    started, whole = time.monotonic(), sum(sizes.values())
+    with progress("Deriving from it", whole) as bar:
+        for derived in worker.follow(lambda: worker.backfilled(sizes), lambda count: count == whole):
+            bar.update(derived)
+    records = sum(_counts(stage).values())
+    stage.console.print(f"The worker started and derived {records:,} records from them in {_since(started)}")
+
+
+def _live(stage: Stage, worker: Worker, seconds: float, rate: float) -> tuple[dict[str, int], Lag]:
+    """Write for a while, then wait until the worker has committed the last write."""
+    lag, started = Lag(), time.monotonic()
+    with _ticker(stage.console) as tell, _writing(stage, lag, rate) as (writes, stop):
+        while (elapsed := time.monotonic() - started) < seconds and not writes.done():
+            behind = _milliseconds(lag.committed(worker.position))
+            tell(f"Writing: {lag.writes:,} changes, {lag.writes / (elapsed or 1):,.0f}/s, lag {behind}")
+            worker.check()
+            time.sleep(LOOK_SECONDS)
+        stop.set()
+        counts = writes.result()
+        for position in worker.follow(lambda: worker.position, lambda position: position >= lag.newest):
+            tell(f"Catching up: lag {_milliseconds(lag.committed(position))}")
+        lag.committed(worker.position)
+    _tell_live(stage.console, counts, lag, elapsed)
+    return counts, lag
+
+
+@contextmanager
+def _writing(stage: Stage, lag: Lag, rate: float) -> Iterator[tuple[Future[dict[str, int]], Event]]:
+    """Give the live writes, in a thread of their own, and what stops them, on leaving at the latest."""
+    stop = Event()
+    with ThreadPoolExecutor(1, "live") as pool:
+        try:
+            yield pool.submit(sample.live, stage.client[RAW], sample.SEED, stop, rate, lag.wrote), stop
+        finally:
+            stop.set()
+
+
+def _tell_live(console: Console, counts: Mapping[str, int], lag: Lag, seconds: float) -> None:
+    parts = ", ".join(f"{count:,} {operation}s" for operation, count in sorted(counts.items()))
+    console.print(f"Wrote {lag.writes:,} changes in {seconds:.1f} s, {lag.writes / seconds:,.0f}/s: {parts}")
+    if lag.seconds:
+        middle, most = _milliseconds(median(lag.seconds)), _milliseconds(max(lag.seconds))
+        console.print(f"The worker committed each of them within {middle} (median), {most} (longest)")
+
+
+def _verify(stage: Stage) -> dict[str, Any]:
+    """Give the answer of `verify --json`, which exits with 1 for differences and says which."""
+    command_line = [sys.executable, "-m", "distributary", "verify", "--json", "--config", str(stage.config)]
+    with stage.console.status("Verifying …"), without_configuration():
+        done = subprocess.run(command_line, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError as error:
+        raise Failed(
+            f"`verify` ended with exit status {done.returncode} and no answer: {done.stderr}"
+        ) from error
+    return found
+
+
+def _counts(stage: Stage) -> dict[str, int]:
+    derived = stage.client[DERIVED]
+    return {name: derived[name].count_documents({}) for name in sorted(derived.list_collection_names())}
+
+
+# --- what is shown ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _ticker(console: Console) -> Iterator[Callable[[str], None]]:
+    """Give what renews one line on a terminal, and prints a line a second elsewhere."""
+    told = time.monotonic()
+
+    def tell(line: str) -> None:
+        nonlocal told
+        status.update(line)
+        if not console.is_terminal and time.monotonic() - told >= 1:
+            console.print(line)
+            told = time.monotonic()
+
+    with console.status("") as status:
+        yield tell
+
+
+def _show(console: Console, result: Result) -> None:
+    table = _table(console, "derived collection", "records")
+    table.columns[1].justify = "right"
+    for name, count in result.collections.items():
+        table.add_row(name, f"{count:,}")
+    console.print("", table, sep="\n")
+    for query, records in result.answers:
+        console.print("", query.question, f"  {query.shell}", _answer(console, records), sep="\n")
+    console.print()
+
+
+def _answer(console: Console, records: list[dict[str, Any]]) -> Table:
+    table = _table(console, *(records[0] if records else ["no record"]))
+    for record in records:
+        table.add_row(*map(_cell, record.values()))
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_cell, value))
+    return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime) else str(value)
+
+
+def _table(console: Console, *columns: str) -> Table:
+    """Give an empty table, with lines in it on a terminal only."""
+    return Table(*columns, box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
+
+
+def _keep(stage: Stage, worker: Worker) -> None:
+    """Tell what can be tried, and return on Ctrl-C."""
+    name = click.get_current_context().find_root().command_path
+    hints = [
+        f"{name} status --config {stage.config}",
+        f"{name} verify --config {stage.config}",
+        f"mongosh '{stage.uri}'   (databases: {RAW}, {DERIVED}; state: {STATE})",
+        f"tail -f {stage.log}",
+    ]
+    with suppress(KeyboardInterrupt):
+        stage.console.print(
+            f"MongoDB at {stage.uri} and the worker run until Ctrl-C. Try:", *hints, sep="\n  "
+        )
+        while True:
+            worker.check()
+            time.sleep(1)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms"
+
+
+def _since(started: float) -> str:
+    return f"{time.monotonic() - started:.1f} s"

@@ -1,0 +1,142 @@
+"""`distributary demo` as a user runs it: a process, its output, its exit code and what it leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.conftest import eventually
+
+from distributary.embedded import find_mongod
+from distributary.errors import EnvironmentFault
+
+COMMAND = [sys.executable, "-m", "distributary", "demo", "--scale", "0.1"]
+VERIFIED = re.compile(
+    r"^Verified: [\d,]+ derived records in 5 collections equal a recomputation from [\d,]+ raw documents\.$",
+    re.MULTILINE,
+)
+
+
+@pytest.fixture(autouse=True)
+def _mongod() -> None:
+    """Skip where there is no mongod, but never in CI."""
+    try:
+        find_mongod()
+    except EnvironmentFault as fault:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(fault))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Give the folder in which the demo makes its own; what is in it afterwards was left behind."""
+    return tmp_path
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Give an environment with a source that the demo must not touch."""
+    unreachable = {
+        "DISTRIBUTARY_SOURCE__URI": "mongodb://127.0.0.1:9/",
+        "DISTRIBUTARY_SOURCE__DATABASE": "mine",
+    }
+    return {**os.environ, **unreachable, "TMPDIR": str(home)}
+
+
+def processes_of(home: Path) -> list[str]:
+    """Give the command lines of processes that use the demo's folder."""
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True, check=True)
+    return [line for line in listing.stdout.splitlines() if str(home) in line]
+
+
+def nothing_is_left(home: Path) -> bool:
+    """Tell whether no process and no file of the demo is there any more."""
+    return not processes_of(home) and not list(home.iterdir())
+
+
+@contextmanager
+def demo(home: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a demo; it has ended when this is left."""
+    with subprocess.Popen(
+        [*COMMAND, *options], env=environment(home), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Give what the demo prints until a line that has this text."""
+    assert process.stdout
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if text in line:
+            return printed
+    pytest.fail(f"The demo ended without {text!r}:\n{printed}")
+
+
+def test_it_verifies_and_leaves_nothing_behind(home: Path) -> None:
+    """It exits with 0, says what was verified and answers its questions; no process and no file remains."""
+    done = subprocess.run(
+        [*COMMAND, "--seconds", "2"], env=environment(home), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert VERIFIED.search(done.stdout)
+    assert done.stdout.count("db.") == 2
+    assert "lag" in done.stdout
+    assert nothing_is_left(home)
+
+
+def test_json_is_all_that_is_printed_to_standard_output(home: Path) -> None:
+    """With `--json` a program can read the answer; the story goes to standard error."""
+    done = subprocess.run(
+        [*COMMAND, "--seconds", "1", "--json"],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["schema"] == 1
+    assert answer["verification"]["equal"] is True
+    assert answer["verification"]["records"] == sum(answer["collections"].values())
+    assert [len(query["answer"]) for query in answer["queries"]] == [3, 3]
+    assert VERIFIED.search(done.stderr)
+
+
+def test_keep_runs_until_ctrl_c(home: Path) -> None:
+    """With `--keep` the connection string is printed and works; Ctrl-C ends it with 0 and nothing is left."""
+    with demo(home, "--seconds", "1", "--keep") as process:
+        assert "mongodb://127.0.0.1:" in read_until(process, "tail -f")
+        assert processes_of(home)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
+    assert nothing_is_left(home)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_leaves_nothing_behind(home: Path, number: signal.Signals) -> None:
+    """Whoever loses patience finds no process and no folder afterwards."""
+    with demo(home, "--seconds", "60") as process:
+        read_until(process, "Writing:")
+        process.send_signal(number)
+        assert process.wait() == 128 + number
+    assert nothing_is_left(home)
+
+
+def test_a_killed_demo_leaves_nothing_behind_after_a_while(home: Path) -> None:
+    """Even SIGKILL leaves no worker and no server running."""
+    with demo(home, "--seconds", "60") as process:
+        read_until(process, "Writing:")
+        process.kill()
+        process.wait()
+    eventually(lambda: nothing_is_left(home))
