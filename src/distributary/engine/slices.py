@@ -41,7 +41,8 @@ class Slices:
         }
         if job.kind is JobKind.DERIVE or code == job.code:
             return job
-        return replace(job, code=code, stage="", after=(), documents=0)
+        total = self.derivation.documents.count(job.source)
+        return replace(job, code=code, stage="", after=(), documents=0, total=total)
 
     def run(self, job: Job) -> Job:
         """Do the next slice of a job and give the job as it is then."""

@@ -24,6 +24,7 @@ from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
+from distributary.engine.report import Report
 from distributary.engine.retry import Verdict, judge
 from distributary.engine.slices import Slices
 from distributary.errors import POSITION_CURE, ConfigurationError, Fault, PositionLost
@@ -149,6 +150,13 @@ class Worker:
         self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
         committer = Committer(self._parts.stores, self._wanted.transforms, checkpoint, self._fence, breaker)
         committer.begin(beginning.jobs)
+        log.info(
+            "tailing",
+            worker=self._wanted.worker,
+            since=checkpoint.position.time.as_datetime().isoformat(),
+            sources=list(checkpoint.watched),
+            jobs=len(beginning.jobs),
+        )
         return committer
 
     def _begin(self, source: Source) -> Beginning:
@@ -207,6 +215,7 @@ class _Tail:
             self._derivation, committer, parts.stores, settings.scan_documents, settings.purge
         )
         self._stores = parts.stores
+        self._report = Report(parts.newest)
         self._names = [each.name for some in parts.by_source.values() for each in some]
         self._pipeline = Pipeline(source, self._derivation, settings.bounds, committer.horizon)
         self._reached = committer.checkpoint.position
@@ -233,7 +242,9 @@ class _Tail:
         prepared = self._pipeline.next(timeout=0.0 if self._job else 0.1)
         if prepared is not None:
             self._take(prepared)
+            self._report.count(len(prepared.batch.changes))
         self._work()
+        self._report.tell(self._reached, self._job)
 
     def _take(self, prepared: Prepared) -> None:
         """Commit a batch; one without changes only moves the position, which is saved now and then."""
@@ -288,6 +299,8 @@ class _Tail:
         if goal.time is None or self._reached.time < goal.time or self._job is not None:
             return False
         self._look()
+        if self._job is None:
+            log.info("caught up")
         return self._job is None
 
     def _collect(self) -> None:
