@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from benchmarks.contender import ENDLESS
 from benchmarks.process import ROOT, Finished, python
@@ -45,6 +46,13 @@ def _reported(finished: Finished) -> float:
     return float(clock["ended"] - clock["started"])
 
 
+def _logged(finished: Finished) -> float:
+    """Give the seconds between the worker's lines `tailing` and `caught up`."""
+    lines = [json.loads(line) for line in finished.output.splitlines() if line.startswith("{")]
+    at = {line["action"]: datetime.fromisoformat(line["at"]) for line in lines}
+    return (at["caught up"] - at["tailing"]).total_seconds()
+
+
 def _worker(uri: str, token: str, *options: str) -> Launch:
     environment = {
         "DISTRIBUTARY_SOURCE__URI": uri,
@@ -53,6 +61,7 @@ def _worker(uri: str, token: str, *options: str) -> Launch:
         "DISTRIBUTARY_WORKER__START": token,
         "DISTRIBUTARY_WORKER__TRANSFORMERS": json.dumps([str(ROOT / "benchmarks" / "transformers")]),
         "DISTRIBUTARY_HTTP__PORT": "0",
+        "DISTRIBUTARY_LOG__FORMAT": "json",
     }
     return Launch(python("-m", "distributary", "run", *options), environment)
 
@@ -61,7 +70,7 @@ DISTRIBUTARY = Contender(
     "distributary",
     lambda uri, token, _changes: _worker(uri, token, "--until-caught-up"),
     _worker,
-    lambda finished: finished.ended - finished.started,
+    _logged,
 )
 
 #: In the order in which they run within a round.

@@ -57,7 +57,8 @@ def _derive_one(
         result.failed.append(Failed(transform, item, output))
         return
     owner = Owner(transform.name, item.identity)
-    result.desired.append(Desired(transform.name, item.key, owner, version, output, item.fresh))
+    size = sum([len(record[2]) for record in output])
+    result.desired.append(Desired(transform.name, item.key, owner, version, output, item.fresh, size))
 
 
 def _output(

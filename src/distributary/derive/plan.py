@@ -1,7 +1,7 @@
 """The plan: the writes that make what is stored agree with what a batch of documents yields."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class Owner(NamedTuple):
 class Desired:
     """What one document yields through one transform now; no records when it is gone or yields none.
 
-    `fresh` promises that nothing is stored for this owner.
+    `fresh` promises that nothing is stored for this owner. `size` is that of the records, in bytes.
     """
 
     transform: str
@@ -35,6 +35,7 @@ class Desired:
     version: Version
     records: Sequence[EncodedRecord]
     fresh: bool = False
+    size: int = 0
 
 
 class Stored(NamedTuple):
@@ -99,13 +100,8 @@ def _version(origin: Any) -> Version:
     return UNKNOWN_VERSION
 
 
-class Write(NamedTuple):
-    """One write; `document` is the whole derived document in BSON, None for a delete."""
-
-    collection: str
-    key: Any
-    desired: Desired
-    document: bytes | None
+#: One write: the record, and the document that yields it.
+Write = tuple[EncodedRecord, Desired]
 
 
 class Contest(NamedTuple):
@@ -123,11 +119,14 @@ class Contest(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """The writes of a batch. Deletes come first, so that what they free can be taken."""
+    """The writes of a batch, by derived collection; `deletes` holds keys.
 
-    deletes: list[Write] = field(default_factory=list)
-    replaces: list[Write] = field(default_factory=list)
-    inserts: list[Write] = field(default_factory=list)
+    Deletes come first, so that what they free can be taken.
+    """
+
+    deletes: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    replaces: dict[str, list[Write]] = field(default_factory=lambda: defaultdict(list))
+    inserts: dict[str, list[Write]] = field(default_factory=lambda: defaultdict(list))
     contests: list[Contest] = field(default_factory=list)
     unchanged: int = 0
     overtaken: int = 0
@@ -189,14 +188,14 @@ class _Reconciliation:
         return [contest for item in self.active.values() if (contest := self._claim_all(item))]
 
     def _claim_all(self, item: Desired) -> Contest | None:
-        claims, known = self.claims, self.known
+        claims, known, owner = self.claims, self.known, item.owner
         for place, key, _, _ in item.records:
             if place in claims or place in known:
-                holder = self._holder(place, item.owner)
+                holder = self._holder(place, owner)
                 if holder is not None:
                     return Contest(item, place, key, holder)
         for record in item.records:
-            claims[record.place] = item.owner
+            claims[record[0]] = owner
         return None
 
     def _holder(self, place: Place, owner: Owner) -> Owner | None:
@@ -216,18 +215,16 @@ class _Reconciliation:
         return item is not None and all(record.place != place for record in item.records)
 
     def _write(self, item: Desired) -> None:
-        result = self.result
+        result, known = self.result, self.known
         for record in item.records:
-            before = self.known.get(record.place)
-            if before is not None and before.owner == item.owner and before.shows(record):
+            place = record[0]
+            before = known.get(place)
+            if before is None:
+                result.inserts[place[0]].append((record, item))
+            elif before.owner == item.owner and before.shows(record):
                 result.unchanged += 1
-                continue
-            write = Write(record.place[0], record.key, item, record.document)
-            (result.inserts if before is None else result.replaces).append(write)
-        if item.owner in self.owned:
-            self.result.deletes += self._leftovers(item)
-
-    def _leftovers(self, item: Desired) -> Iterator[Write]:
-        for record in self.owned[item.owner]:
-            if record.place not in self.claims:
-                yield Write(record.collection, record.key, item, None)
+            else:
+                result.replaces[place[0]].append((record, item))
+        for left in self.owned.get(item.owner, ()):
+            if left.place not in self.claims:
+                result.deletes[left.collection].append(left.key)

@@ -296,7 +296,7 @@ def _parts(desired: Sequence[Desired]) -> list[Sequence[Desired]]:
     """Cut what documents yield into what one transaction holds."""
     cuts, records, size = [0], 0, 0
     for index, item in enumerate(desired):
-        more, larger = len(item.records), sum(len(record.document) for record in item.records)
+        more, larger = len(item.records), item.size
         if records and (records + more > PART_RECORDS or size + larger > PART_BYTES):
             cuts.append(index)
             records = size = 0

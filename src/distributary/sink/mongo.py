@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson import MaxKey, MinKey, Regex, decode_all, encode
 from bson.errors import BSONError
@@ -16,7 +16,7 @@ from pymongo.read_concern import ReadConcern
 from distributary.change import CODEC
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
-from distributary.derive.records import ENGINE_FIELD, Place
+from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
 from distributary.ports import Finish, ManyRefused, Outcome
 
 #: The index by which the records of a document are found.
@@ -88,9 +88,9 @@ class _Taken(Exception):
 class _Refused(Exception):
     """MongoDB refused one write."""
 
-    def __init__(self, write: Write, reason: str, *, unique: bool) -> None:
+    def __init__(self, desired: Desired, reason: str, *, unique: bool) -> None:
         super().__init__(reason)
-        self.write = write
+        self.desired = desired
         self.reason = reason
         self.unique = unique
 
@@ -116,7 +116,7 @@ class _Attempt:
         if refusal.unique and not self.apart:
             self.apart = True
             return
-        culprit = refusal.write.desired
+        culprit = refusal.desired
         self.refused.append((culprit, refusal.reason))
         self.desired = [item for item in self.desired if item is not culprit]
 
@@ -213,15 +213,15 @@ class MongoSink:
 
     def _apply(self, plan: Plan, *, apart: bool, by_key: bool) -> None:
         """Send the writes; deletes first, so that a key or a unique value that moves is free."""
-        replaces, inserts = plan.replaces, plan.inserts
-        deletes = plan.deletes + (replaces if apart else [])
-        inserts = inserts + (replaces if apart else [])
-        for collection, writes in _by_collection(deletes):
-            self._delete(collection, [write.key for write in writes])
-        for collection, writes in _by_collection([] if apart else replaces):
-            self._send(collection, "update", "updates", writes, _replace, by_key=by_key)
-        for collection, writes in _by_collection(inserts):
-            self._send(collection, "insert", "documents", writes, _insert, by_key=by_key)
+        for collection, keys in plan.deletes.items():
+            self._delete(collection, keys)
+        if apart:
+            for collection, writes in plan.replaces.items():
+                self._delete(collection, [record.key for record, _ in writes])
+        for collection, writes in plan.replaces.items():
+            self._send(collection, _AS_NEW if apart else _AS_REPLACED, writes, by_key=by_key)
+        for collection, writes in plan.inserts.items():
+            self._send(collection, _AS_NEW, writes, by_key=by_key)
 
     def _delete(self, collection: str, keys: Sequence[Any]) -> None:
         for some in _chunks(keys, QUERY_KEYS):
@@ -248,51 +248,50 @@ class MongoSink:
             self._delete(collection, keys)
         return removed
 
-    def _send(
-        self,
-        collection: str,
-        verb: str,
-        section: str,
-        writes: Sequence[Write],
-        statement: Callable[[Write], Any],
-        *,
-        by_key: bool,
-    ) -> None:
+    def _send(self, collection: str, form: "_Form", writes: Sequence[Write], *, by_key: bool) -> None:
         for some in _by_size(writes):
-            command = {verb: collection, "ordered": True, section: [statement(write) for write in some]}
+            statements = [form.statement(record) for record, _ in some]
+            command = {form.verb: collection, "ordered": True, form.section: statements}
             reply = self._database.command(command, session=self._session)
             if errors := reply.get("writeErrors"):
                 raise _judged(errors[0], some, by_key=by_key)
 
 
-def _insert(write: Write) -> RawBSONDocument:
-    return RawBSONDocument(_document(write))
+class _Form(NamedTuple):
+    """How a record is written: the command, where its statements lie in it, and one statement."""
+
+    verb: str
+    section: str
+    statement: Callable[[EncodedRecord], Any]
 
 
-def _replace(write: Write) -> Document:
-    return {"q": {"_id": write.key}, "u": RawBSONDocument(_document(write)), "upsert": True}
+def _insert(record: EncodedRecord) -> RawBSONDocument:
+    return RawBSONDocument(record.document)
 
 
-def _document(write: Write) -> bytes:
-    assert write.document is not None
-    return write.document
+def _replace(record: EncodedRecord) -> Document:
+    return {"q": {"_id": record.key}, "u": RawBSONDocument(record.document), "upsert": True}
+
+
+_AS_NEW = _Form("insert", "documents", _insert)
+_AS_REPLACED = _Form("update", "updates", _replace)
 
 
 def _judged(error: Document, writes: Sequence[Write], *, by_key: bool) -> Exception:
     """Turn the first write error into what the batch does next."""
-    write = writes[error["index"]]
+    record, desired = writes[error["index"]]
     unique = error["code"] == _DUPLICATE_KEY
     if unique and "_id" in error.get("keyPattern", {"_id": 1}) and not by_key:
         return _Taken()
-    name = f"{write.collection}[{write.key!r:.80}]"
-    return _Refused(write, f"MongoDB refuses the record {name}: {error['errmsg']}", unique=unique)
+    name = f"{record.collection}[{record.key!r:.80}]"
+    return _Refused(desired, f"MongoDB refuses the record {name}: {error['errmsg']}", unique=unique)
 
 
 def _outcome(plan: Plan, foreign: list[tuple[str, Any]], refused: list[tuple[Desired, str]]) -> Outcome:
-    deleted = [(write.collection, write.key) for write in plan.deletes]
+    deleted = [(collection, key) for collection, keys in plan.deletes.items() for key in keys]
     return Outcome(
-        inserted=Counter(write.collection for write in plan.inserts),
-        replaced=Counter(write.collection for write in plan.replaces),
+        inserted=Counter({collection: len(writes) for collection, writes in plan.inserts.items()}),
+        replaced=Counter({collection: len(writes) for collection, writes in plan.replaces.items()}),
         removed=Counter(collection for collection, _ in deleted + foreign),
         unchanged=plan.unchanged,
         overtaken=plan.overtaken,
@@ -300,13 +299,6 @@ def _outcome(plan: Plan, foreign: list[tuple[str, Any]], refused: list[tuple[Des
         refused=list(refused),
         released=deleted + foreign,
     )
-
-
-def _by_collection(writes: Iterable[Write]) -> Iterable[tuple[str, list[Write]]]:
-    grouped: dict[str, list[Write]] = defaultdict(list)
-    for write in writes:
-        grouped[write.collection].append(write)
-    return grouped.items()
 
 
 def _grouped(places: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, list[Any]]]:
@@ -322,11 +314,11 @@ def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _by_size(writes: Sequence[Write]) -> Iterator[list[Write]]:
-    """Cut writes into commands that keep MongoDB's bounds on count and bytes."""
+    """Cut writes into commands that keep the bounds on count and bytes."""
     some: list[Write] = []
     size = 0
     for write in writes:
-        taken = len(_document(write)) + STATEMENT_BYTES
+        taken = len(write[0].document) + STATEMENT_BYTES
         if some and (len(some) >= COMMAND_WRITES or size + taken > COMMAND_BYTES):
             yield some
             some, size = [], 0
