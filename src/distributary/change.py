@@ -43,13 +43,7 @@ def identity(key: Any) -> Identity:  # noqa: PLR0911 - one line per type
     if kind is ObjectId:
         return key.binary  # type: ignore[no-any-return]
     if kind is dict:
-        return (
-            dict,
-            *[
-                (name, value if value.__class__ in _ITSELF else identity(value))
-                for name, value in key.items()
-            ],
-        )
+        return (dict, *[(name, v if v.__class__ in _ITSELF else identity(v)) for name, v in key.items()])
     if isinstance(key, bool):
         return (bool, key)
     if isinstance(key, int):  # Int64

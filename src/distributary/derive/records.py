@@ -94,7 +94,12 @@ NO_ORIGIN = RawBSONDocument(encode({}))
 _ELEMENT = 1 + len(ENGINE_FIELD) + 1
 
 
-def encode_record(item: object, source: RawBSONDocument = NO_ORIGIN) -> EncodedRecord:
+def tail_of(source: RawBSONDocument) -> int:
+    """Give the bytes that the engine's field takes in a document."""
+    return len(source.raw) + _ELEMENT
+
+
+def encode_record(item: object, source: RawBSONDocument, tail: int) -> EncodedRecord:
     """Check and encode what a transform yielded, with `source` as the engine's field; raises `BadRecord`.
 
     On the path of every record: what is right passes few checks, what is wrong is looked at again to say why.
@@ -119,7 +124,7 @@ def encode_record(item: object, source: RawBSONDocument = NO_ORIGIN) -> EncodedR
         raise BadRecord(
             f"record {_name(collection, key)} has {len(document):,} bytes; MongoDB's limit is 16 MB"
         )
-    return EncodedRecord((collection.name, identity(key)), key, document, len(source.raw) + _ELEMENT)
+    return EncodedRecord((collection.name, identity(key)), key, document, tail)
 
 
 def _check_key(collection: DerivedCollection, key: Any) -> None:

@@ -1,14 +1,15 @@
 """Transforms: how authors mark them, and how one is applied to one document."""
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
+from types import GeneratorType
 from typing import Any, NamedTuple, TypeVar
 
 from bson.raw_bson import RawBSONDocument
 
-from distributary.derive.records import NO_ORIGIN, BadRecord, EncodedRecord, Record, encode_record
+from distributary.derive.records import NO_ORIGIN, BadRecord, EncodedRecord, Record, encode_record, tail_of
 
 Function = Callable[[dict[str, Any]], Iterable[Record] | Record | None]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -74,25 +75,24 @@ def derive(
     not be found again.
     """
     try:
-        return _named(_encoded(transform.function(document), limit, source), transform)
+        return _encoded(transform, transform.function(document), limit, source)
     except BadRecord as error:
         return Failure(str(error), "")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         return Failure(f"{type(error).__name__}: {error}", _trace(error))
 
 
-def _encoded(output: object, limit: int, source: RawBSONDocument) -> list[EncodedRecord]:
-    records = [encode_record(item, source) for item in islice(_items(output), limit + 1)]
+def _encoded(
+    transform: Transform, output: object, limit: int, source: RawBSONDocument
+) -> list[EncodedRecord]:
+    tail = tail_of(source)
+    records = [encode_record(item, source, tail) for item in islice(_items(output), limit + 1)]
     if len(records) > limit:
         raise BadRecord(f"more than {limit:,} records from one document (worker.max_records)")
-    places = {record.place for record in records}
+    places = {record[0] for record in records}
     if len(places) < len(records):
         raise BadRecord(_repeated(records))
-    return records
-
-
-def _named(records: list[EncodedRecord], transform: Transform) -> list[EncodedRecord]:
-    for collection in {record[0][0] for record in records}:
+    for collection in {place[0] for place in places}:
         if collection not in transform.collections:
             raise BadRecord(
                 f"yielded a record of {collection!r}, which the transform's code does not name; "
@@ -101,16 +101,14 @@ def _named(records: list[EncodedRecord], transform: Transform) -> list[EncodedRe
     return records
 
 
-def _items(output: object) -> Iterator[object]:
+def _items(output: object) -> Iterable[object]:
     if output is None:
-        return iter(())
-    if (
-        isinstance(output, Record)
-        or not isinstance(output, Iterable)
-        or isinstance(output, str | bytes | dict)
-    ):
-        return iter((output,))
-    return iter(output)
+        return ()
+    if output.__class__ is GeneratorType or output.__class__ is list:
+        return output
+    if isinstance(output, Record | str | bytes | dict) or not isinstance(output, Iterable):
+        return (output,)
+    return output
 
 
 def _repeated(records: list[EncodedRecord]) -> str:
