@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pymongo import MongoClient
+
 from benchmarks import process
 from benchmarks.compare import State, differences, expected
 from benchmarks.contenders import Contender
 from benchmarks.server import Template, fresh, prepare
 from benchmarks.workload import RAW, SOURCE, Document, Orders, apply, token_now
-from pymongo import MongoClient
 
 RUN_SECONDS = 300.0
 

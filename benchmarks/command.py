@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+
 from benchmarks import catchup, latency
 from benchmarks.contenders import CONTENDERS
 from benchmarks.report import Results, machine, save, text

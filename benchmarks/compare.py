@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import cast
 
-from benchmarks.workload import DERIVED, OWNERS, RAW, SOURCE, Document, fan_out
 from bson import decode_all, encode
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
+
+from benchmarks.workload import DERIVED, OWNERS, RAW, SOURCE, Document, fan_out
 
 #: The documents of each derived collection as BSON.
 State = dict[str, set[bytes]]

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.workload import Document, create_owner_indexes
 from pymongo import MongoClient
+
+from benchmarks.workload import Document, create_owner_indexes
 
 #: How many changes a contender is told to stop after when it shall run until it is terminated.
 ENDLESS = sys.maxsize

@@ -12,14 +12,15 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Self
 
+from bson import ObjectId
+from pymongo import MongoClient
+
 from benchmarks import process
 from benchmarks.compare import differences, expected
 from benchmarks.contenders import Contender
 from benchmarks.server import Template, fresh, prepare
 from benchmarks.stream import tail_in_batches
 from benchmarks.workload import DERIVED, OWNERS, RAW, SOURCE, Document, Orders, token_now
-from bson import ObjectId
-from pymongo import MongoClient
 
 READY_SECONDS = 60.0
 BEHIND_SECONDS = 30.0  # that the last operation may take to be seen

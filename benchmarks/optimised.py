@@ -17,11 +17,12 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
+from bson import ObjectId
+from pymongo.write_concern import WriteConcern
+
 from benchmarks.contender import Task, run
 from benchmarks.stream import tail_in_batches
 from benchmarks.workload import DERIVED, OWNERS, RAW, SOURCE, Document, fan_out
-from bson import ObjectId
-from pymongo.write_concern import WriteConcern
 
 READ = 10_000  # changes per getMore
 AHEAD = 2  # batches read ahead

@@ -8,8 +8,9 @@ import json
 import sys
 import time
 
-from benchmarks.workload import RAW, SOURCE, Document, Operation, Orders, apply
 from pymongo import MongoClient
+
+from benchmarks.workload import RAW, SOURCE, Document, Operation, Orders, apply
 
 TICK_SECONDS = 0.005
 

@@ -15,7 +15,6 @@ from typing import TypeVar
 from benchmarks.catchup import Run as CatchUp
 from benchmarks.latency import Run as Latency
 from benchmarks.process import ROOT
-
 from distributary.embedded import find_mongod
 
 OURS = "distributary"

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.workload import Document
 from pymongo import MongoClient
 
+from benchmarks.workload import Document
 from distributary.embedded import EmbeddedMongo
 
 CACHE_GB = 2

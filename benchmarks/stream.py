@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.workload import Document
 from pymongo import MongoClient
+
+from benchmarks.workload import Document
 
 
 def tail_in_batches(

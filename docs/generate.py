@@ -1,16 +1,22 @@
-"""Write the reference pages from the code: `python docs/generate.py`; `--check` compares instead."""
+"""Write the reference pages from the code: `python docs/generate.py`.
 
+`--check` compares instead, and holds the pages against the tests that they name.
+"""
+
+import json
 from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import click
+from check_guarantees import faults
 from pydantic import ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
 from distributary.cli import distributary
 from distributary.config import KEYS, SECTIONS, Key
+from distributary.operate.privileges import NEEDS, Need, Role
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -33,6 +39,8 @@ One TOML file, `./distributary.toml` or the one that `--config` names, and the e
 needed when the environment says it all. Lists in a variable are JSON (`["a", "b"]`) or separated by commas
 (`a,b`). A secret may lie in a file of its own: `…_FILE` names it. `deploy/distributary.toml` is an example
 with every key. All faults are reported at once.
+
+The sections `[pubsub]` and `[http]` are accepted and not used yet.
 """
 
 _COMMAND_LINE = """\
@@ -111,19 +119,75 @@ def _below(names: list[str], command: click.Command) -> Iterator[tuple[list[str]
 
 
 def _help(names: list[str], command: click.Command) -> str:
-    settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    inherited = {**distributary.context_settings, **command.context_settings}
+    settings = {**inherited, "terminal_width": WIDTH, "max_content_width": WIDTH}
     context = click.Context(command, info_name=" ".join(names), **settings)
     return f"## {' '.join(names)}\n\n```text\n{command.get_help(context)}\n```\n"
 
 
+_PRIVILEGES = """\
+# Privileges
+
+What the users in `source.uri` and `derived.uri` must be allowed to do. `distributary check` names what is missing.
+Without the optional ones a worker runs all the same, but for what the last column says. What is asked for on the
+derived and on the state database may be granted on each of their collections instead, but for `listCollections`.
+
+| on | actions | optional | to |
+|---|---|---|---|
+"""
+
+_ROLE = """\
+
+## A role
+
+For the database names of the default configuration, the source in `raw`, and one deployment; in `mongosh`:
+
+```javascript
+"""
+
+#: What the table calls a resource, and the resource itself with the default names.
+_RESOURCES: dict[Role, tuple[str, dict[str, object]]] = {
+    Role.SOURCE: ("the source database", {"db": "raw", "collection": ""}),
+    Role.CLUSTER: ("the source's cluster", {"cluster": True}),
+    Role.OPLOG: ("`local.oplog.rs` of the source", {"db": "local", "collection": "oplog.rs"}),
+    Role.DERIVED: ("the derived database", {"db": "derived", "collection": ""}),
+    Role.STATE: ("the state database", {"db": "distributary", "collection": ""}),
+}
+
+
+def privileges() -> str:
+    """Give the page of what the users must be allowed to do."""
+    return "".join([_PRIVILEGES, *map(_need, NEEDS), _ROLE, _create_role(), "```\n"])
+
+
+def _need(need: Need) -> str:
+    actions = ", ".join(f"`{each}`" for each in need.actions)
+    return f"| {_RESOURCES[need.role][0]} | {actions} | {'yes' if need.optional else ''} | {need.purpose} |\n"
+
+
+def _create_role() -> str:
+    granted = (
+        f"    {json.dumps({'resource': _RESOURCES[need.role][1], 'actions': need.actions})},\n"
+        for need in NEEDS
+    )
+    head = 'db.getSiblingDB("admin").createRole({\n  role: "distributary",\n  privileges: [\n'
+    return "".join([head, *granted, "  ],\n  roles: [],\n})\n"])
+
+
 #: The generated pages and what writes them.
-PAGES = {"configuration.md": configuration, "command-line.md": command_line}
+PAGES = {"configuration.md": configuration, "command-line.md": command_line, "privileges.md": privileges}
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; fail when a page is not what would be written.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Write nothing; fail when a page is stale or names a test that does not exist.",
+)
 def generate(*, check: bool) -> None:
     """Write the reference pages from the code."""
+    if check and (wrong := list(faults())):
+        raise click.ClickException("\n".join(wrong))
     stale = [name for name, page in PAGES.items() if _is_stale(REFERENCE / name, page(), write=not check)]
     if check and stale:
         raise click.ClickException(f"not up to date: {', '.join(stale)}. Run `python docs/generate.py`.")

@@ -12,7 +12,6 @@ from threading import Thread
 from typing import Any
 
 from bson import encode
-from tests.conftest import Databases
 
 from distributary.assemble import Assembled, connect, registry
 from distributary.change import CODEC, identity
@@ -21,6 +20,7 @@ from distributary.derive.registry import Registry
 from distributary.derive.transform import Failure, derive
 from distributary.engine.worker import Goal
 from distributary.errors import LeaseLost
+from tests.conftest import Databases
 
 #: The module that most tests use: one record of its own, a fan-out, a key that moves, a condition.
 ORDERS = """

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.conftest import eventually
 
 from distributary.embedded import find_mongod
 from distributary.errors import EnvironmentFault
+from tests.conftest import eventually
 
 COMMAND = [sys.executable, "-m", "distributary", "demo", "--scale", "0.1"]
 VERIFIED = re.compile(

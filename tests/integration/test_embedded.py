@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
-from tests.conftest import Client, Databases, embedded_or_skip, eventually
 
 from distributary import embedded
 from distributary.embedded import BINARY_VARIABLE, EmbeddedMongo, Member, find_mongod
 from distributary.errors import DistributaryError, EnvironmentFault
+from tests.conftest import Client, Databases, embedded_or_skip, eventually
 
 PARENT = """
 import os, sys

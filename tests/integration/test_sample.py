@@ -8,9 +8,9 @@ from typing import Any
 
 from bson import Timestamp
 from pymongo.database import Database
-from tests.conftest import Databases
 
 from distributary.sample import live, load, sizes_at
+from tests.conftest import Databases
 
 FAST = 1e9
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, Timestamp, encode
 from bson.raw_bson import RawBSONDocument
-from tests.conftest import Databases, eventually
-from tests.harness import ORDERS, Harness
 
 from distributary.errors import Failed
+from tests.conftest import Databases, eventually
+from tests.harness import ORDERS, Harness
 
 Make = Callable[..., Harness]
 
