@@ -19,7 +19,8 @@ from distributary.derive.registry import Registry, index_keys
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
 from distributary.engine.pipeline import Bounds
-from distributary.engine.retry import Verdict, judge
+from distributary.engine.retry import Verdict, judge, reason
+from distributary.engine.slow import Slow
 from distributary.engine.tenure import Tenure
 from distributary.engine.worker import Goal, Parts, Settings, Worker
 from distributary.errors import LeaseLost
@@ -91,13 +92,16 @@ class Assembled:
     databases: Databases
     registry: Registry
     stop: Event = field(default_factory=Event)
+    slow: Slow = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.slow = Slow(self.config.worker.slow_transform_seconds, self.registry.by_source)
 
     def tenure(self) -> Tenure:
         """Give what waits for the lease and works under it."""
         worker = self.config.worker
-        return Tenure(
-            Lease(self.databases.state, worker.name, worker.lease_seconds), worker.lease_seconds, self.stop
-        )
+        lease = Lease(self.databases.state, worker.name, worker.lease_seconds)
+        return Tenure(lease, worker.lease_seconds, self.stop, self.slow.tell)
 
     def work(self, tenure: Tenure, goal: Goal) -> None:
         """Work as the holder of the lease until the goal is reached, the lease is lost or `stop` is set."""
@@ -129,7 +133,7 @@ class Assembled:
             except PyMongoError as error:
                 if judge(error) is not Verdict.TRANSIENT:
                     raise
-                logger.warning("trying again", error=str(error)[:300])
+                logger.warning("trying again", error=reason(error))
                 self.stop.wait(RETRY_SECONDS)
                 continue
             if goal.time is not None and not tenure.over.is_set():
@@ -204,16 +208,18 @@ class Assembled:
         databases, worker = self.databases, self.config.worker
         return Parts(
             stores=stores,
-            documents=Documents(databases.raw),
+            documents=Documents(databases.raw, worker.batch_bytes),
             by_source=self.registry.by_source,
             new_source=lambda: Stream(
                 databases.raw,
                 self.registry.sources,
                 carry_bytes=worker.carry_bytes,
                 batch_changes=worker.batch_changes,
+                batch_bytes=worker.batch_bytes,
             ),
             newest=lambda: deployment.newest(databases.raw.client),
             prepare=self._prepare,
+            told=self.slow.over,
         )
 
     def _prepare(self) -> None:

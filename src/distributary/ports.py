@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
-from bson import Timestamp
+from bson import Timestamp, decode
 from pymongo.client_session import ClientSession
 
-from distributary.change import Change, CollectionChange, Position
+from distributary.change import CODEC, Change, CollectionChange, Position
 from distributary.derive.plan import Contest, Desired
 from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter
 
@@ -35,11 +35,90 @@ class Start(NamedTuple):
     time: Timestamp | None = None
 
 
+class Encoded(Sequence[dict[str, Any]]):
+    """Documents in BSON, each decoded anew when it is looked at: a dict takes many times the room."""
+
+    def __init__(self, documents: Sequence[bytes]) -> None:
+        self._documents = documents
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Encoded": ...
+
+    def __getitem__(self, index: int | slice) -> "dict[str, Any] | Encoded":
+        if isinstance(index, slice):
+            return Encoded(self._documents[index])
+        return decode(self._documents[index], CODEC)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Encoded({list(self)!r})"
+
+    def keys(self) -> list[Any]:
+        """Give the keys of the documents."""
+        return [_key(each) for each in self._documents]
+
+    @property
+    def size(self) -> int:
+        """The documents' size in bytes."""
+        return sum(map(len, self._documents))
+
+
+#: Bytes of a value by its BSON type, where that has one size (bsonspec.org).
+_SIZES = {0x01: 8, 0x07: 12, 0x08: 1, 0x09: 8, 0x10: 4, 0x11: 8, 0x12: 8, 0x13: 16}
+
+#: Types whose value begins with its length, and what the value takes beside that length.
+_MEASURED = {0x02: 4, 0x03: 0, 0x05: 5}
+
+#: Where the value of the first field, `_id`, begins.
+_VALUE = 9
+
+
+def _key(document: bytes) -> Any:
+    """Decode the key of a stored document alone; it is the first field."""
+    size = _SIZES.get(document[4])
+    if size is None and document[4] in _MEASURED:
+        size = int.from_bytes(document[_VALUE : _VALUE + 4], "little") + _MEASURED[document[4]]
+    if size is None or bytes(document[5:_VALUE]) != b"_id\0":
+        return decode(document, CODEC)["_id"]
+    element = bytes(document[4 : _VALUE + size])
+    return decode((len(element) + 5).to_bytes(4, "little") + element + b"\0", CODEC)["_id"]
+
+
 class Snapshot(NamedTuple):
     """Documents as they all were at `time`; a key that was asked for and is missing did not exist then."""
 
     time: Timestamp
-    documents: list[dict[str, Any]]
+    documents: Sequence[dict[str, Any]]
+
+    @property
+    def keys(self) -> list[Any]:
+        """The keys of the documents, in their order."""
+        if isinstance(self.documents, Encoded):
+            return self.documents.keys()
+        return [each["_id"] for each in self.documents]
+
+    @property
+    def size(self) -> int:
+        """The size of the documents in bytes; 0 when they are no longer in BSON."""
+        return self.documents.size if isinstance(self.documents, Encoded) else 0
+
+
+class TooMuch(Exception):
+    """The documents are more than may be held at once; `fit` of them are not, or it is 1."""
+
+    def __init__(self, fit: int) -> None:
+        super().__init__(fit)
+        self.fit = max(1, fit)
 
 
 class Source(Protocol):
@@ -63,7 +142,10 @@ class Documents(Protocol):
     """Reads documents of the source."""
 
     def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
-        """Read documents by key, as of `at` or, when the server has that no more, as of the newest time."""
+        """Read documents by key, as of `at` or, when the server has that no more, as of the newest time.
+
+        Raises `TooMuch`, if this reader is bounded; never for one key.
+        """
 
     def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
         """Read the next documents in key order, without `skip` of them, as of the newest time; none at the end."""
@@ -193,6 +275,9 @@ class JobStore(Protocol):
 
     def open(self) -> list[Job]:
         """Give all jobs that are not done, oldest first."""
+
+    def of_gap(self, gap: tuple[Timestamp, Timestamp]) -> list[Job]:
+        """Give all jobs, done ones too, that make good what a lost position left uncertain."""
 
     def save(self, job: Job, session: ClientSession) -> None:
         """Record progress in the transaction that made it."""

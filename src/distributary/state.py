@@ -128,10 +128,12 @@ class JobKind(StrEnum):
 class Job:
     """Work that was asked for and that the lease holder carries out in slices.
 
-    With `sweep`, records whose source is gone are removed first. `stage` is what is walked (empty: not begun;
-    "scan": the source; else "transform/collection" of the records that are swept), and `after` holds the key
-    behind which the next slice starts (empty: at the beginning). `code` are the fingerprints of the transforms
-    that the job began with.
+    With `sweep`, records and dead letters whose source is gone are removed first. `stage` is what is walked
+    (empty: not begun; "scan": the source; "parked": the dead letters; else "transform/collection" of the
+    records that are swept), and `after` holds the key behind which the next slice starts (empty: at the
+    beginning). `code` are the fingerprints of the transforms that the job began with. `gap` is the range of time
+    that is uncertain until the job is done, after the position was lost. `documents` were looked at, and records
+    `written` and `removed`; a crash may lose what the last slice counted.
     """
 
     id: Any
@@ -148,6 +150,9 @@ class Job:
     total: int = 0
     done: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
+    gap: tuple[Timestamp, Timestamp] | None = None
+    written: int = 0
+    removed: int = 0
 
 
 class ParkedLetter(NamedTuple):

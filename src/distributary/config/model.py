@@ -113,6 +113,9 @@ class Worker(Section):
     scan_documents: Count = Field(
         default=2000, description="Documents in one slice of a backfill, between batches of the stream."
     )
+    slow_transform_seconds: Duration = Field(
+        default=10, description="Seconds after which a transform that still works on one document is logged."
+    )
     shutdown_seconds: Duration = Field(
         default=20,
         description="Seconds for the batch under way to be committed when the worker is asked to stop.",

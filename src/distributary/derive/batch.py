@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from math import inf
 from typing import Any, NamedTuple
 
 from bson import decode, encode
@@ -32,14 +33,24 @@ class Derived(NamedTuple):
 
 
 def derive_all(
-    documents: Iterable[Latest], transforms: Mapping[str, Sequence[Transform]], epoch: int, limit: int
+    documents: Iterable[Latest],
+    transforms: Mapping[str, Sequence[Transform]],
+    epoch: int,
+    limit: int,
+    most: float = inf,
 ) -> Derived:
-    """Derive documents that were read; a document that is None is gone and yields nothing."""
+    """Derive documents that were read; a document that is None is gone and yields nothing.
+
+    No more documents are taken once what they yield has `most` bytes.
+    """
     result = Derived([], [])
+    size = 0
     for item in documents:
         found = transforms.get(item.collection, ())
         for transform, document in zip(found, _copies(item.document, len(found)), strict=True):
-            _derive_one(transform, item, document, epoch, limit, result)
+            size += _derive_one(transform, item, document, epoch, limit, result)
+        if size >= most:
+            break
     return result
 
 
@@ -50,15 +61,17 @@ def _derive_one(
     epoch: int,
     limit: int,
     result: Derived,
-) -> None:
+) -> int:
+    """Derive one document through one transform, and give the size of what it yields."""
     version = Version(epoch, item.time)
     output = _output(transform, item, document, version, limit)
     if isinstance(output, Failure):
-        result.failed.append(Failed(transform, item, output))
-        return
+        result.failed.append(Failed(transform, item._replace(document=None), output))
+        return len(output.reason) + len(output.traceback)
     owner = Owner(transform.name, item.identity)
     size = sum([len(record[2]) for record in output])
     result.desired.append(Desired(transform.name, item.key, owner, version, output, item.fresh, size))
+    return size
 
 
 def _output(

@@ -98,16 +98,19 @@ def _is_new(transform: Transform, known: Mapping[str, Built]) -> bool:
 
 
 def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
-    """Begin anew after the position was lost: a new epoch, and every collection is derived again with a sweep."""
+    """Begin anew after the position was lost: a new epoch, and every collection is derived again with a sweep.
+
+    The jobs name the range of time in which changes may have been missed.
+    """
     resumption = resumed(wanted, before).checkpoint
     transforms = {name: replace(built, built=False) for name, built in resumption.transforms.items()}
     checkpoint = replace(
         resumption, position=position, ahead=BEGINNING, epoch=before.epoch + 1, transforms=transforms
     )
     plugged = [name for name in transforms if name in wanted.transforms]
-    return Beginning(
-        checkpoint, Start(token=position.token), backfills(transforms, plugged, "position lost"), []
-    )
+    since, until = sorted((before.position.time, position.time))
+    jobs = [replace(job, gap=(since, until)) for job in backfills(transforms, plugged, "position lost")]
+    return Beginning(checkpoint, Start(token=position.token), jobs, [])
 
 
 def backfills(

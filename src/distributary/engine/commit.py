@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bson import Timestamp
 from pymongo.client_session import ClientSession
@@ -14,7 +14,7 @@ from distributary.derive.transform import Transform
 from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
-from distributary.ports import CheckpointStore, JobStore, LetterStore, ManyRefused, Outcome, Sink
+from distributary.ports import CheckpointStore, JobStore, LetterStore, ManyRefused, Outcome, Sink, TooMuch
 from distributary.state import Built, Checkpoint, Job, JobKind, Letter, LetterKey, LetterKind, ParkedLetter
 
 #: What one transaction holds at most; more of a batch follows in others, before the position moves.
@@ -80,6 +80,10 @@ class Committer:
         """The number of documents that are parked."""
         return len(self._parked)
 
+    def parked_keys(self, transform: str) -> list[Any]:
+        """Give the source keys that are parked for a transform."""
+        return [each.key.key for each in self._parked.values() if each.key.transform == transform]
+
     def begin(self, asked: Sequence[Job]) -> None:
         """Commit the checkpoint that the worker starts from, with the jobs that it asks for."""
         self._commit(Work([], [], self.checkpoint, asked))
@@ -95,16 +99,25 @@ class Committer:
         return outcome
 
     def job(
-        self, job: Job, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter] = ()
+        self,
+        job: Job,
+        shown: Timestamp,
+        desired: Sequence[Desired],
+        letters: Sequence[Letter] = (),
+        detached: Timestamp | None = None,
     ) -> Outcome:
-        """Commit a slice of a job with its progress; the position stays."""
+        """Commit a slice of a job with its progress; the position stays.
+
+        `detached` is when the job's source collection was found not to be there, with its records kept.
+        """
         self._breaker.check(len(desired) + len(letters), letters)
         checkpoint = self.checkpoint.seen(shown)
         if job.done and job.kind is JobKind.BACKFILL:
             checkpoint = _built(checkpoint, job)
-        foreign = job.foreign if job.done else ()
+        if detached is not None:
+            checkpoint = replace(checkpoint, detached={**checkpoint.detached, job.source: detached})
         self._note(desired, shown)
-        return self._commit(Work(desired, letters, checkpoint, progress=job, foreign=foreign))
+        return self._commit(Work(desired, letters, checkpoint, progress=job, foreign=job.foreign))
 
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
         """Commit parked documents that were derived again; gives how many are parked no more."""
@@ -139,10 +152,10 @@ class Committer:
         )
 
     def _divided(self, work: Work) -> Outcome:
-        """Commit a transaction; one that MongoDB finds too large, or of which it refuses much, is halved."""
+        """Commit a transaction; one that is too large, or of which MongoDB refuses much, is halved."""
         try:
             return self._transact(work)
-        except ManyRefused:
+        except (ManyRefused, TooMuch):
             pass
         except OperationFailure as error:
             if error.code not in TOO_LARGE or len(work.desired) <= 1:
@@ -183,12 +196,14 @@ class Committer:
 
     def finish(self, work: Work, session: ClientSession, outcome: Outcome) -> Finished:
         """Write what goes with the records, inside their transaction, and last the checkpoint with the fence."""
-        letters = [*map(self._placed, work.letters), *self._contested(work, outcome), *self._refused(outcome)]
+        rivals = self._rivals(work, outcome)
+        contested = self._contested(work, outcome, rivals)
+        letters = [*map(self._placed, work.letters), *contested, *self._refused(outcome)]
         lost = {_parked(LetterKey(letter.transform, letter.key)) for letter in letters}
         resolved = self._resolved(work.desired, lost)
         self._stores.letters.resolve(resolved, session)
         self._stores.letters.put(letters, session)
-        self._stores.letters.make_due(self._rivals(work, outcome), session)
+        self._stores.letters.make_due([self._parked[each].key for each in set(rivals.values())], session)
         if outcome.released and any(each.kind is LetterKind.CONTESTED for each in self._parked.values()):
             self._stores.letters.release(outcome.released, session)
         self._stores.jobs.ask(work.asked, session)
@@ -210,25 +225,30 @@ class Committer:
         parked = self._parked.get(owner)
         return parked is not None and parked.kind is LetterKind.CONTESTED
 
-    def _rivals(self, work: Work, outcome: Outcome) -> list[LetterKey]:
-        """Give the contested documents that hold what others are contested for: they may only need to swap."""
-        if work.retry:
-            return []
-        holders = {each.holder for each in outcome.contests if self._is_contested(each.holder)}
-        return [self._parked[holder].key for holder in holders]
+    def _rivals(self, work: Work, outcome: Outcome) -> Mapping[Owner, Owner]:
+        """Give the contested documents outside this work that hold what documents in it are contested for.
+
+        Each with who is contested for its key, by itself or by way of others in this work: all of them together
+        may only need to swap.
+        """
+        members = {item.owner for item in work.desired}
+        holders = {each.desired.owner: each.holder for each in outcome.contests}
+        ends = {owner: _end(owner, holders) for owner in holders}
+        return {owner: end for owner, end in ends.items() if end not in members and self._is_contested(end)}
 
     def _placed(self, letter: Letter) -> Letter:
         """Give a letter of a scanned document the position that the worker was at."""
         return letter if letter.position.token else replace(letter, position=self.checkpoint.position)
 
-    def _contested(self, work: Work, outcome: Outcome) -> Iterator[Letter]:
+    def _contested(self, work: Work, outcome: Outcome, rivals: Mapping[Owner, Owner]) -> Iterator[Letter]:
+        """Give the letters of contested documents; a retry that finds a rival is done again with all and it."""
         for contest in outcome.contests:
             reason = f"yields {_name(contest)}, which source document {contest.holder.identity!r:.80} owns"
             waits = (contest.place[0], contest.key)
             letter = self._letter(
                 contest.desired, LetterKind.CONTESTED, f"{reason} ({contest.holder.transform})"
             )
-            due = contest.free or (not work.retry and self._is_contested(contest.holder))
+            due = contest.free or contest.desired.owner in rivals or (work.retry and bool(rivals))
             yield replace(letter, waits_for=waits, due=due)
 
     def _refused(self, outcome: Outcome) -> Iterator[Letter]:
@@ -328,6 +348,15 @@ def job_for(checkpoint: Checkpoint, source: str, reason: str) -> Job:
     """Give the job that derives one source collection anew for all of its transforms."""
     names = tuple(sorted(name for name, built in checkpoint.transforms.items() if built.source == source))
     return Job(None, JobKind.BACKFILL, source, names, reason, sweep=True)
+
+
+def _end(owner: Owner, holders: Mapping[Owner, Owner]) -> Owner:
+    """Follow who holds what who is contested for, as far as it goes."""
+    seen = set()
+    while owner in holders and owner not in seen:
+        seen.add(owner)
+        owner = holders[owner]
+    return owner
 
 
 def _name(contest: Contest) -> str:

@@ -1,20 +1,22 @@
 """From a batch of changes to what its documents yield: collapse, read, derive."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from math import inf
 from typing import Any, NamedTuple
 
 from bson import Timestamp
 
-from distributary.change import Position, identity
+from distributary.change import Change, Position, identity
 from distributary.derive.batch import Derived, Failed, derive_all, is_storable
 from distributary.derive.collapse import Latest, Place, collapse
 from distributary.derive.plan import Desired
 from distributary.derive.transform import Transform
 from distributary.engine.horizon import Horizon
-from distributary.ports import Batch, Documents, Snapshot
+from distributary.ports import Batch, Documents, Snapshot, TooMuch
 from distributary.state import BEGINNING, Letter, LetterKind
 
 #: A token and time for letters of documents that were scanned: they belong to no change.
@@ -22,10 +24,10 @@ NOWHERE = Position("", BEGINNING)
 
 
 class Prepared(NamedTuple):
-    """A batch that is ready to be committed.
+    """A batch that is ready to be committed; its changes carry no documents any more.
 
     `states` are its documents with the cluster time as of which they are shown; `version` is that of the
-    horizon that it was prepared with.
+    horizon that it was prepared with. `rest` is what did not fit, to be prepared next.
     """
 
     batch: Batch
@@ -33,6 +35,7 @@ class Prepared(NamedTuple):
     letters: list[Letter]
     states: list[tuple[Place, Timestamp]]
     version: int
+    rest: Batch | None = None
 
     @property
     def sources(self) -> frozenset[str]:
@@ -48,35 +51,82 @@ class Prepared(NamedTuple):
         """Whether something newer than a document of this batch was committed since it was prepared."""
         if self.version == horizon.version:
             return False
-        return any(horizon.shown(place) > time for place, time in self.states)
+        return horizon.overtook(self.states)
+
+
+#: Documents that are read at once, at most.
+KEYS = 5000
+
+
+@dataclass(slots=True)
+class Appetite:
+    """How many documents are read at once: as many as fitted lately, and then more again."""
+
+    keys: int = KEYS
+
+    def less(self, fit: int) -> None:
+        """Learn that only so many fit."""
+        self.keys = fit
+
+    def more(self) -> None:
+        """Learn that all of them fitted."""
+        self.keys = min(KEYS, 2 * self.keys)
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """Derives documents of the source; holds no state between calls."""
+    """Derives documents of the source.
+
+    `told` passes on the documents while they are derived, one by one. `most` bounds memory, in bytes: of documents
+    that are read ahead in BSON, and again of what is yielded before it is handed on. Only one document at a time
+    is decoded. A document is never cut, so that one may exceed both bounds.
+    """
 
     documents: Documents
     transforms: Mapping[str, Sequence[Transform]]
     epoch: int
     max_records: int
+    told: Callable[[Iterable[Latest]], Iterable[Latest]] = iter
+    most: float = inf
+    appetite: Appetite = field(default_factory=Appetite)
 
     def prepare(self, batch: Batch, horizon: Horizon) -> Prepared:
-        """Derive every document that changed in the batch.
+        """Derive every document that changed in the batch, or those that fit.
 
         Documents that the changes do not carry, or that may be shown as of a later time already, are read: as
-        of the batch's end where the server still has that state and nothing newer is shown, else as of the
-        newest time.
+        of the batch's end where the server still has that state, and those that are shown as of a later time
+        as of the newest one. What is read as of the newest time is all read as of the same.
+
+        What does not fit into memory is cut off, in front of the first change of a document that was not derived
+        and, where a cluster time began within what fits, between two cluster times. Documents in front of the cut
+        show all of the batch: their changes behind it are left out. A worker that starts again at the cut gets
+        them once more, and reads them, since the checkpoint says as of when records may be shown (`ahead`).
         """
         version = horizon.version
         first, end = (
             (batch.changes[0].time, batch.changes[-1].time) if batch.changes else (BEGINNING, BEGINNING)
         )
         latest = collapse(batch.changes, None if horizon.is_behind(first) else horizon.shown)
-        late = any(horizon.shown((item.collection, item.identity)) >= end for item in latest if item.unread)
-        read = self._read(latest, None if late else end)
-        derived = derive_all(read, self.transforms, self.epoch, self.max_records)
-        states = [((item.collection, item.identity), item.time) for item in read]
-        return Prepared(batch, derived.desired, letters(derived.failed), states, version)
+        reading = _Reading(self, latest, end, horizon)
+        derived = derive_all(
+            self.told(reading.items()), self.transforms, self.epoch, self.max_records, self.most
+        )
+        desired, failed, states = derived.desired, letters(derived.failed), reading.states
+        if reading.done == len(latest):
+            return Prepared(_bare(batch), desired, failed, states, version)
+        cut = _first_but(batch.changes, latest[: reading.done])
+        whole = _beginning(batch.changes, cut)
+        if 0 < whole < cut:
+            return self._whole(batch, whole, horizon)
+        head, rest = _halves(batch, cut, {_place(item) for item in latest[: reading.done]})
+        return Prepared(_bare(head), desired, failed, states, version, rest)
+
+    def _whole(self, batch: Batch, cut: int, horizon: Horizon) -> Prepared:
+        """Derive what is in front of a cut between two cluster times, for which there is room."""
+        head, behind = _halves(batch, cut, frozenset())
+        prepared = self.prepare(head, horizon)
+        changes = (prepared.rest.changes if prepared.rest else []) + behind.changes
+        return prepared._replace(rest=behind._replace(changes=changes))
 
     def again(self, batch: Batch) -> Prepared:
         """Derive a batch once more, every document from the newest state."""
@@ -86,13 +136,31 @@ class Derivation:
         self, collection: str, snapshot: Snapshot, names: Sequence[str], keys: Iterable[Any] = ()
     ) -> Derived:
         """Derive documents that were read for a job; those of `keys` that are missing are gone."""
-        found = [_latest(collection, key_of(each), snapshot.time, each) for each in snapshot.documents]
-        present = {item.identity for item in found}
-        found += [
+        present = {identity(key) for key in snapshot.keys} if keys else set()
+        found = (_latest(collection, key_of(each), snapshot.time, each) for each in snapshot.documents)
+        missing = (
             _latest(collection, key, snapshot.time, None) for key in keys if identity(key) not in present
-        ]
+        )
+        return self._derived(collection, chain(found, missing), names)
+
+    def parts(
+        self, collection: str, snapshot: Snapshot, names: Sequence[str]
+    ) -> Iterator[tuple[int, Derived]]:
+        """Derive documents of a scan in their order: how many, and what they yield, until all are derived."""
+        done = 0
+        while done < len(snapshot.documents):
+            count = _Count()
+            some = (snapshot.documents[index] for index in range(done, len(snapshot.documents)))
+            found = (_latest(collection, key_of(each), snapshot.time, each) for each in some)
+            derived = self._derived(collection, count.over(found), names, self.most)
+            done += count.seen
+            yield done, derived
+
+    def _derived(
+        self, collection: str, found: Iterable[Latest], names: Sequence[str], most: float = inf
+    ) -> Derived:
         wanted = [each for each in self.transforms.get(collection, ()) if each.name in names]
-        return derive_all(found, {collection: wanted}, self.epoch, self.max_records)
+        return derive_all(self.told(found), {collection: wanted}, self.epoch, self.max_records, most)
 
     def gone(self, collection: str, keys: Iterable[Any], time: Timestamp, name: str) -> list[Desired]:
         """Give what documents yield that no longer exist: nothing, so that what is stored is removed."""
@@ -100,25 +168,140 @@ class Derivation:
         only = [each for each in self.transforms.get(collection, ()) if each.name == name]
         return derive_all(missing, {collection: only}, self.epoch, self.max_records).desired
 
-    def _read(self, latest: list[Latest], at: Timestamp | None) -> list[Latest]:
-        unread: dict[str, list[Latest]] = defaultdict(list)
-        for item in latest:
-            if item.unread and is_storable(item.key):
-                unread[item.collection].append(item)
-        read = [item for item in latest if not item.unread or not is_storable(item.key)]
-        for collection, items in unread.items():
-            snapshot = self.documents.fetch(collection, [item.key for item in items], at)
-            read += self._filled(collection, items, snapshot)
-        return read
 
-    def _filled(self, collection: str, items: list[Latest], snapshot: Snapshot) -> Iterator[Latest]:
-        """Give the items with their documents; of a collection that was dropped they are left as they are."""
-        found = {identity(each["_id"]): each for each in snapshot.documents}
-        if len(found) < len(items) and not self.documents.exists(collection):
-            return
+class _Reading:
+    """The documents of one batch, in its order, of which as many are read ahead as fit.
+
+    Those that are shown at the batch's end or later (late) are read as of the newest time, the others as of the end,
+    as far as the server has that; all of one kind as of the same time. `done` are those that were given, or left
+    as they are, and `states` as of when each of them is.
+    """
+
+    def __init__(
+        self, derivation: Derivation, latest: Sequence[Latest], end: Timestamp, horizon: Horizon
+    ) -> None:
+        self._documents = derivation.documents
+        self._most = derivation.most
+        self._appetite = derivation.appetite
+        self._latest = latest
+        self._end = end
+        self._horizon = horizon
+        self._at: dict[bool, Timestamp | None] = {False: end, True: None}
+        self._read: dict[Place, Latest | None] = {}
+        self._found: dict[Place, tuple[Snapshot, int]] = {}
+        self.done = 0
+        self.states: list[tuple[Place, Timestamp]] = []
+
+    def items(self) -> Iterator[Latest]:
+        """Give each document with its state; what is gone is None."""
+        for item in self._latest:
+            state = self._state(item) if _is_unread(item) else item
+            self.done += 1
+            if state is not None:
+                self.states.append((_place(item), state.time))
+                yield state
+
+    def _state(self, item: Latest) -> Latest | None:
+        """Give a document that has to be read; none when its collection was dropped: it is left as it is."""
+        place = _place(item)
+        if place not in self._read:
+            self._read_ahead()
+        state = self._read.pop(place)
+        if place not in self._found:
+            return state
+        snapshot, index = self._found.pop(place)
+        return item._replace(document=snapshot.documents[index], gone=False, time=snapshot.time)
+
+    def _read_ahead(self) -> None:
+        """Read the next documents, fewer when they turn out to be too large."""
+        unread = [item for item in islice(self._latest, self.done, None) if _is_unread(item)]
+        while True:
+            some = unread[: self._appetite.keys]
+            self._read, self._found = {}, {}
+            try:
+                self._fetch(some)
+            except TooMuch as error:
+                self._appetite.less(error.fit)
+            else:
+                if len(some) == self._appetite.keys:
+                    self._appetite.more()
+                return
+
+    def _fetch(self, items: Sequence[Latest]) -> None:
+        size = 0
+        for (late, collection), some in self._grouped(items):
+            snapshot = self._documents.fetch(collection, [item.key for item in some], self._at[late])
+            self._at[late] = snapshot.time
+            size += snapshot.size
+            if size > self._most and len(items) > 1:
+                raise TooMuch(len(items) // 2)
+            self._keep(collection, some, snapshot)
+
+    def _grouped(self, items: Iterable[Latest]) -> Iterable[tuple[tuple[bool, str], list[Latest]]]:
+        grouped: dict[tuple[bool, str], list[Latest]] = defaultdict(list)
         for item in items:
-            document = found.get(item.identity)
-            yield item._replace(document=document, gone=document is None, time=snapshot.time)
+            late = self._horizon.shown(_place(item)) >= self._end
+            grouped[late, item.collection].append(item)
+        return grouped.items()
+
+    def _keep(self, collection: str, items: Sequence[Latest], snapshot: Snapshot) -> None:
+        found = {(collection, identity(key)): (snapshot, index) for index, key in enumerate(snapshot.keys)}
+        dropped = len(found) < len(items) and not self._documents.exists(collection)
+        for item in items:
+            gone = item._replace(document=None, gone=True, time=snapshot.time)
+            self._read[_place(item)] = None if dropped else gone
+        if not dropped:
+            self._found |= found
+
+
+class _Count:
+    """Counts what passes."""
+
+    seen = 0
+
+    def over(self, items: Iterable[Latest]) -> Iterator[Latest]:
+        for item in items:
+            self.seen += 1
+            yield item
+
+
+def _is_unread(item: Latest) -> bool:
+    return item.unread and is_storable(item.key)
+
+
+def _place(item: Latest) -> Place:
+    return (item.collection, item.identity)
+
+
+def _bare(batch: Batch) -> Batch:
+    """Give a batch that holds no documents; they are derived, and read when they have to be derived again."""
+    return batch._replace(changes=[each._replace(document=None) for each in batch.changes])
+
+
+def _first_but(changes: Sequence[Change], items: Iterable[Latest]) -> int:
+    """Give the index of the first change of any other document."""
+    places = {_place(item) for item in items}
+    return next(index for index, each in enumerate(changes) if _changed(each) not in places)
+
+
+def _changed(change: Change) -> Place:
+    return (change.collection, identity(change.key))
+
+
+def _beginning(changes: Sequence[Change], cut: int) -> int:
+    """Give the index of the first change of the cluster time that a cut falls into."""
+    while cut and changes[cut - 1].time == changes[cut].time:
+        cut -= 1
+    return cut
+
+
+def _halves(batch: Batch, cut: int, without: Collection[Place]) -> tuple[Batch, Batch]:
+    """Cut a batch in two, the second one without the changes of some documents."""
+    changes = batch.changes
+    torn = changes[cut - 1].time == changes[cut].time
+    position = Position.of_token(changes[cut - 1].token)
+    head = Batch(changes[:cut], position, 0, torn=torn)
+    return head, batch._replace(changes=[each for each in changes[cut:] if _changed(each) not in without])
 
 
 def key_of(document: dict[str, Any]) -> Any:

@@ -1,13 +1,14 @@
 """The read-ahead: one thread reads the stream, one derives, while the caller commits.
 
 The threads hand over through bounded queues, so that at most `read_ahead` replies and one derived batch wait.
+Nothing more is read while what was read and not derived yet has as many bytes as a commit may hold.
 What goes wrong in a thread is raised to the caller, in order, by `next`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Condition, Event, Thread
 from time import monotonic
 from typing import TypeVar
 
@@ -32,6 +33,25 @@ class Bounds:
     wait_ms: int = 250
 
 
+class _Room:
+    """The bytes that were read and are not derived yet; there is room while they are fewer than the bound."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken = 0
+        self._changed = Condition()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until there is room; False when there is none within the time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._taken < self._most, timeout)
+
+    def take(self, size: int) -> None:
+        with self._changed:
+            self._taken += size
+            self._changed.notify()
+
+
 class Pipeline:
     """Reads and derives ahead of the caller, from a stream that is open."""
 
@@ -43,7 +63,9 @@ class Pipeline:
         self._stop = Event()
         self._read: Queue[Batch | BaseException] = Queue(bounds.read_ahead)
         self._ready: Queue[Prepared | BaseException] = Queue(1)
+        self._room = _Room(bounds.bytes)
         self._pending: Batch | BaseException | None = None
+        self._rest: Batch | None = None
         self._threads = [
             Thread(target=self._guarded, args=(self._read_all, self._read), name="reader", daemon=True),
             Thread(target=self._guarded, args=(self._derive_all, self._ready), name="deriver", daemon=True),
@@ -87,7 +109,10 @@ class Pipeline:
 
     def _read_all(self) -> None:
         while not self._stop.is_set() and not self._source.ended:
+            if not self._room.wait(TICK):
+                continue
             for batch in self._source.read(self._bounds.wait_ms):
+                self._room.take(batch.size)
                 self._put(self._read, batch)
         self._put(self._read, StreamEnded())
 
@@ -98,19 +123,24 @@ class Pipeline:
                 raise batch
             if batch is not None:
                 self._put(self._ready, self._prepare(batch))
+                self._room.take(0 if self._rest else -batch.size)
 
     def _prepare(self, batch: Batch) -> Prepared:
-        """Derive a batch, and note for those behind it what it read later than its end."""
+        """Derive a batch, or what fits of it, and note for those behind it what it read later than its end."""
         prepared = self._derivation.prepare(batch, self._horizon)
         if batch.changes:
             end = batch.changes[-1].time
             late = [place for place, time in prepared.states if time > end or (batch.torn and time == end)]
             if late:
-                self._horizon.note(late, prepared.shown)
-        return prepared
+                self._horizon.plan(late, prepared.shown)
+        self._rest = prepared.rest
+        return prepared._replace(rest=None)
 
     def _gather(self) -> Batch | BaseException | None:
         """Take the next batch together with those that come while it lingers, up to the bounds."""
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            return rest
         first = self._take(TICK)
         if not isinstance(first, Batch) or not first.changes:
             return first

@@ -81,6 +81,15 @@ _LABELS = (
 )
 
 
+#: What the driver puts before the server's whole reply, which may hold a document.
+_REPLY = ", full error: "
+
+
+def reason(error: BaseException) -> str:
+    """Give what went wrong in one line for the log."""
+    return str(error).partition(_REPLY)[0][:300] or type(error).__name__
+
+
 def judge(error: BaseException) -> Verdict:
     """Say what a failure means; what is not known to pass by itself is fatal."""
     if isinstance(error, LeaseLost):

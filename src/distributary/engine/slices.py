@@ -1,6 +1,6 @@
 """Jobs, one slice at a time: each slice reads, derives and commits before the stream's next batch does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +10,15 @@ from distributary.change import identity
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired
 from distributary.engine.commit import Committer, Stores
-from distributary.engine.derivation import Derivation, key_of, letters
-from distributary.ports import Snapshot
+from distributary.engine.derivation import Derivation, letters
+from distributary.ports import Snapshot, TooMuch
 from distributary.state import BEGINNING, Job, JobKind, Letter, LetterKey
 
 #: The stage of a job in which the source is walked.
 SCAN = "scan"
+
+#: The stage of a job in which dead letters are swept: a document may be parked and have no record.
+PARKED = "parked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Slices:
         stages = self._stages(job)
         if job.stage not in stages:
             job = replace(job, stage=stages[0], after=())
+        if job.stage == PARKED:
+            return self._sweep_parked(job)
         return self._scan(job) if job.stage == SCAN else self._sweep(job)
 
     def retry(self, keys: Sequence[LetterKey]) -> int:
@@ -61,8 +66,8 @@ class Slices:
         shown = BEGINNING
         for name in sorted({key.transform for key in keys}):
             source = entries[name].source
-            wanted = [key.key for key in keys if key.transform == name]
-            snapshot = self.derivation.documents.fetch(source, wanted)
+            wanted: Sequence[Any] = [key.key for key in keys if key.transform == name]
+            wanted, snapshot = self._fetched(source, wanted)
             derived = self.derivation.of_snapshot(
                 source, snapshot, [name], self._missing(source, snapshot, wanted)
             )
@@ -70,6 +75,14 @@ class Slices:
             parked += letters(derived.failed)
             shown = max(shown, snapshot.time)
         return self.committer.retried(shown, desired, parked)
+
+    def _fetched(self, source: str, keys: Sequence[Any]) -> tuple[Sequence[Any], Snapshot]:
+        """Read the documents of these keys, or of the first ones that fit; gives which."""
+        while True:
+            try:
+                return keys, self.derivation.documents.fetch(source, keys)
+            except TooMuch as error:
+                keys = keys[: error.fit]
 
     def _missing(self, source: str, snapshot: Snapshot, keys: Sequence[Any]) -> Sequence[Any]:
         """Give the keys whose records go when their documents are missing: none, when the collection is kept."""
@@ -83,25 +96,25 @@ class Slices:
         snapshot = self.derivation.documents.scan(job.source, job.after, self.documents, skip)
         if not snapshot.documents:
             return self._advance(job, snapshot.time)
-        behind = _behind(snapshot.documents)
-        derived = self.derivation.of_snapshot(job.source, snapshot, job.transforms)
-        after = replace(job, after=behind or job.after, documents=job.documents + len(snapshot.documents))
-        self.committer.job(after, snapshot.time, derived.desired, letters(derived.failed))
-        return after if behind else self._scan(after, skip + len(snapshot.documents))
+        before, keys = job.documents, snapshot.keys
+        behind: tuple[Any, ...] = ()
+        for done, derived in self.derivation.parts(job.source, snapshot, job.transforms):
+            behind = _behind(keys[:done])
+            after = replace(job, after=behind or job.after, documents=before + done)
+            job = self._commit(after, snapshot.time, derived.desired, letters(derived.failed))
+        return job if behind else self._scan(job, skip + len(snapshot.documents))
 
     def _derive(self, job: Job) -> Job:
         """Read keys again; foreign records are removed in the transaction that writes what takes their place.
 
         A collection that was dropped is left to the stream, which detaches or purges it.
         """
-        size = len(job.keys) if job.foreign else self.documents
-        some, rest = job.keys[:size], job.keys[size:]
-        snapshot = self.derivation.documents.fetch(job.source, some)
+        some, snapshot = self._fetched(job.source, job.keys if job.foreign else job.keys[: self.documents])
+        rest = job.keys[len(some) :]
         keys = self._missing(job.source, snapshot, some)
         derived = self.derivation.of_snapshot(job.source, snapshot, job.transforms, keys)
         after = replace(job, keys=rest, documents=job.documents + len(some), done=not rest)
-        self.committer.job(after, snapshot.time, derived.desired, letters(derived.failed))
-        return after
+        return self._commit(after, snapshot.time, derived.desired, letters(derived.failed))
 
     def _sweep(self, job: Job) -> Job:
         """Remove the records of one slice of source keys whose documents are gone.
@@ -116,10 +129,26 @@ class Slices:
         alive = {identity(each["_id"]) for each in there.documents}
         gone = [key for key in keys if identity(key) not in alive]
         if gone and self._is_kept(job.source):
-            return self._finish(job)
+            return self._detach(job, there.time)
         after = replace(job, after=(keys[-1],))
-        self.committer.job(after, there.time, self.derivation.gone(job.source, gone, there.time, transform))
-        return after
+        return self._commit(after, there.time, self.derivation.gone(job.source, gone, there.time, transform))
+
+    def _sweep_parked(self, job: Job) -> Job:
+        """Resolve the dead letters of documents that are gone."""
+        for name in job.transforms:
+            for keys in self._chunks(self.committer.parked_keys(name)):
+                there = self.derivation.documents.existing(job.source, keys)
+                alive = {identity(each["_id"]) for each in there.documents}
+                gone = [key for key in keys if identity(key) not in alive]
+                if gone and self._is_kept(job.source):
+                    return self._detach(job, there.time)
+                nothing = self.derivation.gone(job.source, gone, there.time, name)
+                job = self._commit(job, there.time, nothing)
+        return self._advance(job, self.committer.checkpoint.ahead)
+
+    def _chunks(self, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        for start in range(0, len(keys), self.documents):
+            yield keys[start : start + self.documents]
 
     def _distinct(self, collection: str, transform: str, after: tuple[Any, ...]) -> list[Any]:
         found = self.stores.sink.swept(collection, transform, after, self.documents)
@@ -127,8 +156,11 @@ class Slices:
 
     def _stages(self, job: Job) -> list[str]:
         entries = self.committer.checkpoint.transforms
-        names = [name for name in job.transforms if name in entries] if job.sweep else []
-        return [*(f"{name}/{each}" for name in names for each in sorted(entries[name].collections)), SCAN]
+        if not job.sweep:
+            return [SCAN]
+        names = [name for name in job.transforms if name in entries]
+        records = [f"{name}/{each}" for name in names for each in sorted(entries[name].collections)]
+        return [*records, PARKED, SCAN]
 
     def _advance(self, job: Job, shown: Timestamp) -> Job:
         """Go on to the next stage, or finish."""
@@ -140,13 +172,26 @@ class Slices:
         self.committer.job(after, shown, [])
         return after
 
+    def _commit(
+        self, job: Job, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter] = ()
+    ) -> Job:
+        """Commit a slice and give the job with what the slice wrote and removed."""
+        outcome = self.committer.job(job, shown, desired, letters)
+        written = outcome.inserted.total() + outcome.replaced.total()
+        return replace(job, written=job.written + written, removed=job.removed + outcome.removed.total())
+
+    def _detach(self, job: Job, time: Timestamp) -> Job:
+        """Finish with a collection that is not there, and whose records are kept until it is again."""
+        after = replace(job, done=True)
+        self.committer.job(after, self.committer.checkpoint.ahead, [], detached=time)
+        return after
+
     def _finish(self, job: Job) -> Job:
         after = replace(job, done=True)
         self.committer.job(after, self.committer.checkpoint.ahead, [])
         return after
 
 
-def _behind(documents: Sequence[dict[str, Any]]) -> tuple[Any, ...]:
-    """Give the last key that a slice can start behind, out of reach of transforms; nothing without one."""
-    keys = (key_of(each) for each in reversed(documents) if is_storable(each["_id"]))
-    return next(((key,) for key in keys), ())
+def _behind(keys: Sequence[Any]) -> tuple[Any, ...]:
+    """Give the last key that a slice can start behind; nothing without one."""
+    return next(((key,) for key in reversed(keys) if is_storable(key)), ())

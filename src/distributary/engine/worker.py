@@ -1,7 +1,7 @@
 """The worker: holds the lease, tails the stream, commits batch after batch, and does jobs in between."""
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from threading import Event
@@ -17,19 +17,22 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from distributary.change import identity
+from distributary.derive.collapse import Latest
+from distributary.derive.plan import Owner
 from distributary.derive.transform import Transform
-from distributary.engine import begin
+from distributary.engine import begin, gap
 from distributary.engine.begin import Beginning, Wanted
 from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
 from distributary.engine.report import Report
-from distributary.engine.retry import Verdict, judge
+from distributary.engine.retry import Verdict, judge, reason
 from distributary.engine.slices import Slices
 from distributary.errors import POSITION_CURE, ConfigurationError, Fault, PositionLost
 from distributary.log import get_logger
-from distributary.ports import Documents, Source, Start
+from distributary.ports import Batch, Documents, Source, Start
 from distributary.state import Job
 
 log = get_logger()
@@ -40,7 +43,8 @@ LOOK_SECONDS = 1.0
 #: Batches between two runs of the cyclic garbage collector while changes keep coming.
 COLLECT_BATCHES = 200
 
-#: Lost positions without a commit in between after which the worker stops: the history is shorter than a resync.
+#: Lost positions, each before the one before it was made good, after which the worker stops: the history is
+#: shorter than it takes to derive everything again.
 LOSSES = 3
 
 #: Parked documents that are tried again in one go.
@@ -70,6 +74,7 @@ class Parts:
     new_source: Callable[[], Source]
     newest: Callable[[], Timestamp]
     prepare: Callable[[], None]
+    told: Callable[[Iterable[Latest]], Iterable[Latest]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ class Worker:
         """Work until the goal is reached or the stop event is set; transient failures are waited out."""
         patient = Retrying(
             retry=retry_if_exception(lambda error: judge(error) is Verdict.TRANSIENT),
-            wait=wait_random_exponential(multiplier=0.5, max=30),
+            wait=wait_random_exponential(multiplier=0.5, max=10),
             sleep=self._pause,
             stop=stop_when_event_set(self._stop),
             before_sleep=_tell,
@@ -121,23 +126,30 @@ class Worker:
         except StreamEnded:
             return False
         except PositionLost as error:
-            self._lose(error, progress=tail is not None and tail.committed)
+            self._lose(error, opened=tail is not None)
             return False
         except PyMongoError as error:
             if judge(error) is Verdict.TRANSIENT and tail is not None and tail.committed:
-                log.warning("trying again", error=str(error)[:300])
+                log.warning("trying again", error=reason(error))
                 return False
             raise
         finally:
             source.close()
         return True
 
-    def _lose(self, error: PositionLost, *, progress: bool) -> None:
+    def _lose(self, error: PositionLost, *, opened: bool) -> None:
         """Note that the position is lost, so that the next stream opens at the present; raises when it may not."""
-        self._losses = 1 if progress else self._losses + 1
-        if not self._settings.resync or self._losses >= LOSSES:
-            raise error
-        log.error("position lost", reason=error.message)
+        before = self._parts.stores.checkpoints.load(self._wanted.worker)
+        if before is None:
+            raise PositionLost(error.message, "Begin elsewhere: change worker.start.") from error
+        made_good = opened and not any(job.gap for job in self._parts.stores.jobs.open())
+        self._losses = 1 if made_good else self._losses + 1
+        lost = gap.uncertain(error, before.position.time, self._parts.newest())
+        if not self._settings.resync:
+            raise lost from error
+        if self._losses >= LOSSES:
+            raise gap.endless(lost, self._losses) from error
+        log.error("position lost", reason=lost.message, next="every document is derived again")
         self._lost = True
 
     def _open(self, source: Source) -> Committer:
@@ -150,6 +162,7 @@ class Worker:
         self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
         committer = Committer(self._parts.stores, self._wanted.transforms, checkpoint, self._fence, breaker)
         committer.begin(beginning.jobs)
+        self._lost = False
         log.info(
             "tailing",
             worker=self._wanted.worker,
@@ -165,9 +178,7 @@ class Worker:
             self._refuse_shared()
             return begin.first(self._wanted, source.open(self._wanted.start))
         if self._lost:
-            beginning = begin.lost(self._wanted, before, source.open(Start()))
-            self._lost = False
-            return beginning
+            return begin.lost(self._wanted, before, source.open(Start()))
         self._refuse_shared()
         beginning = begin.resumed(self._wanted, before, self._parts.stores.jobs.open())
         if before.position.time > self._parts.newest():
@@ -209,7 +220,12 @@ class _Tail:
         self._committer = committer
         self._stop = stop
         self._derivation = Derivation(
-            parts.documents, parts.by_source, committer.checkpoint.epoch, settings.max_records
+            parts.documents,
+            parts.by_source,
+            committer.checkpoint.epoch,
+            settings.max_records,
+            parts.told,
+            settings.bounds.bytes,
         )
         self._slices = Slices(
             self._derivation, committer, parts.stores, settings.scan_documents, settings.purge
@@ -249,22 +265,26 @@ class _Tail:
     def _take(self, prepared: Prepared) -> None:
         """Commit a batch; one without changes only moves the position, which is saved now and then."""
         if prepared.batch.changes or prepared.batch.collections:
-            prepared = self._current(prepared)
-            self._committer.batch(prepared, purge=self._settings.purge)
-            self._saved = monotonic()
-            self._collect()
+            for part in self._current(prepared):
+                self._committer.batch(part, purge=self._settings.purge)
+                self._saved = monotonic()
+                self._collect()
         self._reached = prepared.batch.position
         if monotonic() - self._saved >= self._settings.idle_save:
             self._save()
 
-    def _current(self, prepared: Prepared) -> Prepared:
+    def _current(self, prepared: Prepared) -> Iterator[Prepared]:
         """Give the batch itself, or derived once more where something newer was committed in the meantime."""
         horizon = self._committer.horizon
         if not prepared.outdated(horizon):
-            return prepared
-        prepared = self._derivation.again(prepared.batch)
-        horizon.note((place for place, _ in prepared.states), prepared.shown)
-        return prepared
+            yield prepared
+            return
+        rest: Batch | None = prepared.batch
+        while rest is not None:
+            part = self._derivation.again(rest)
+            horizon.note((place for place, _ in part.states), part.shown)
+            rest = part.rest
+            yield part
 
     def _save(self) -> None:
         if self._reached != self._committer.checkpoint.position:
@@ -279,6 +299,7 @@ class _Tail:
                 log.info(
                     "job done", kind=self._job.kind, source=self._job.source, documents=self._job.documents
                 )
+                gap.tell(self._stores.jobs, self._job)
                 self._job, self._looked = None, float("-inf")
         elif monotonic() - self._looked >= LOOK_SECONDS:
             self._look()
@@ -287,13 +308,19 @@ class _Tail:
         self._looked = monotonic()
         job = self._stores.jobs.next()
         self._job = job and self._slices.taken(job)
-        while (
-            self._job is None
-            and self._committer.parked
-            and (due := self._stores.letters.due(self._names, DUE))
-        ):
-            if not self._slices.retry(due):
+        if self._job is None:
+            self._retry()
+
+    def _retry(self) -> None:
+        """Try parked documents again that are due, as long as some are resolved or new ones become due."""
+        tried: set[Owner] = set()
+        resolved = 0
+        while self._committer.parked and (due := self._stores.letters.due(self._names, DUE)):
+            owners = {Owner(key.transform, identity(key.key)) for key in due}
+            if owners <= tried and not resolved:
                 return
+            tried |= owners
+            resolved = self._slices.retry(due)
 
     def _done(self, goal: Goal) -> bool:
         if goal.time is None or self._reached.time < goal.time or self._job is not None:
@@ -326,4 +353,4 @@ class _collector_off(AbstractContextManager[None]):  # noqa: N801 - reads as a s
 def _tell(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     if error is not None:
-        log.warning("trying again", attempt=state.attempt_number, error=str(error)[:300])
+        log.warning("trying again", attempt=state.attempt_number, error=reason(error))

@@ -10,7 +10,9 @@ from pymongo.errors import OperationFailure
 from distributary.errors import EnvironmentFault
 from distributary.sink.mongo import OWNER_INDEX
 
-_UNAUTHORIZED = 13
+#: Codes of an index that cannot be: CannotCreateIndex, IndexAlreadyExists, InvalidOptions, IndexOptionsConflict,
+#: IndexKeySpecsConflict, CannotIndexParallelArrays, InvalidIndexSpecificationOption, CannotBuildIndexKeys.
+_BAD_INDEX = frozenset({67, 68, 72, 85, 86, 171, 197, 201})
 
 Indexes = Sequence[Sequence[tuple[str, int]]]
 
@@ -28,7 +30,7 @@ def prepare(derived: Database[Any], wanted: Iterable[tuple[str, Indexes]]) -> No
         try:
             derived[name].create_indexes(models)
         except OperationFailure as error:
-            if error.code == _UNAUTHORIZED:
+            if error.code not in _BAD_INDEX:
                 raise
             raise EnvironmentFault(
                 f"The indexes of derived collection {name!r} cannot be created: {error}",

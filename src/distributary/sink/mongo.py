@@ -5,19 +5,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from bson import MaxKey, MinKey, Regex, decode_all, encode
+from bson import MaxKey, MinKey, Regex, decode_all, decode_iter, encode
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
-from pymongo import WriteConcern
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.read_concern import ReadConcern
 
 from distributary.change import CODEC
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
-from distributary.ports import Finish, ManyRefused, Outcome
+from distributary.ports import Finish, ManyRefused, Outcome, TooMuch
+from distributary.sink.transaction import transact
 
 #: The index by which the records of a document are found.
 OWNER_INDEX = [("_src.by", 1), ("_src.key", 1)]
@@ -34,6 +33,12 @@ REFUSALS = 4
 
 #: Keys in one `$in`.
 QUERY_KEYS = 5000
+
+#: Bytes of stored records that one transaction learns; where the documents of a batch have more, it is halved.
+LEARN_BYTES = 48 * 1024 * 1024
+
+#: Bytes of a reply that are decoded at once: much quicker, and dicts take many times the room.
+DECODE_BYTES = 1024 * 1024
 
 _DUPLICATE_KEY = 11000
 
@@ -68,7 +73,8 @@ def read_records(
     """Read derived documents as they are stored, byte for byte."""
     found = database.get_collection(collection, CODEC).find_raw_batches(query, session=session)
     for batch in found:
-        for document, raw in zip(decode_all(batch, CODEC), _documents(batch), strict=True):
+        decoded = decode_all if len(batch) <= DECODE_BYTES else decode_iter
+        for document, raw in zip(decoded(batch, CODEC), _documents(batch), strict=True):
             yield stored(collection, document, raw)
 
 
@@ -79,6 +85,18 @@ def _documents(batch: bytes) -> Iterator[bytes]:
         end = start + int.from_bytes(batch[start : start + 4], "little")
         yield batch[start:end]
         start = end
+
+
+def _within(records: Iterable[Stored], desired: Sequence[Desired]) -> dict[Place, Stored]:
+    """Give records by their place; refuses to hold more than the bound, unless they are one document's."""
+    known: dict[Place, Stored] = {}
+    size = 0
+    for record in records:
+        known[record.place] = record
+        size += len(record.raw)
+        if size > LEARN_BYTES and len(desired) > 1:
+            raise TooMuch(len(desired) // 2)
+    return known
 
 
 class _Taken(Exception):
@@ -141,16 +159,13 @@ class MongoSink:
         A document whose records MongoDB refuses (too large, a unique index of the user's, a validator) is
         taken out and the batch repeated, until those documents stand alone in the outcome.
         `foreign` are records that nobody may have written, or only in a future that is none; those that
-        still are such are removed first.
+        still are such are removed first. Raises `TooMuch` when what is stored for several documents is more than
+        may be held, and `ManyRefused`.
         """
         attempt = _Attempt(list(desired), foreign, unplugged)
         while True:
             try:
-                return self._session.with_transaction(
-                    lambda _: self._transact(attempt, collections, finish),
-                    read_concern=ReadConcern("snapshot"),
-                    write_concern=WriteConcern("majority"),
-                )
+                return transact(self._session, lambda: self._transact(attempt, collections, finish))
             except _Taken:
                 attempt.look()
             except _Refused as refusal:
@@ -175,9 +190,9 @@ class MongoSink:
         self, attempt: _Attempt, collections: Mapping[str, Collection[str]], finish: Finish
     ) -> Outcome:
         removed = self._remove_foreign(attempt, collections)
-        known = {record.place: record for record in self._learn(attempt.desired, collections)}
+        known = _within(self._learn(attempt.desired, collections), attempt.desired)
         if attempt.by_key:
-            known |= {record.place: record for record in self._learn_keys(attempt.desired)}
+            known |= _within(self._learn_keys(attempt.desired), attempt.desired)
         plan = reconcile(attempt.desired, known.values(), attempt.unplugged)
         self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
         outcome = _outcome(plan, removed, attempt.refused)

@@ -1,6 +1,8 @@
 """Reading documents of the source, each time as the state of one exactly known cluster time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
+from itertools import accumulate, takewhile
 from threading import Lock
 from typing import Any
 
@@ -10,10 +12,10 @@ from bson.raw_bson import RawBSONDocument
 from pymongo import ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.errors import OperationFailure
+from pymongo.errors import OperationFailure, PyMongoError
 
 from distributary.change import CODEC
-from distributary.ports import Snapshot
+from distributary.ports import Encoded, Snapshot, TooMuch
 from distributary.state import BEGINNING
 
 RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
@@ -28,17 +30,29 @@ def run(
     database: Database[Any], command: Document, session: ClientSession | None = None
 ) -> tuple[Document, int]:
     """Run a command on the primary; gives the reply, decoded by `CODEC`, and its size in bytes."""
-    reply = database.command(
-        command, codec_options=RAW, session=session, read_preference=ReadPreference.PRIMARY
-    )
+    reply = run_raw(database, command, session)
     return decode(reply.raw, CODEC), len(reply.raw)
 
 
-class Documents:
-    """Reads the documents of one database by key or in key order."""
+def run_raw(
+    database: Database[Any], command: Document, session: ClientSession | None = None
+) -> RawBSONDocument:
+    """Run a command on the primary; gives the reply as it came."""
+    return database.command(
+        command, codec_options=RAW, session=session, read_preference=ReadPreference.PRIMARY
+    )
 
-    def __init__(self, database: Database[Any]) -> None:
+
+class Documents:
+    """Reads the documents of one database by key or in key order.
+
+    `most` is the number of bytes above which `fetch` raises `TooMuch`. They are counted after each reply of the
+    server, of at most 16 MB, so that so much more may be held for a moment.
+    """
+
+    def __init__(self, database: Database[Any], most: int | None = None) -> None:
         self._database = database
+        self._most = most
         self._lock = Lock()
         self._newest = BEGINNING
 
@@ -98,19 +112,40 @@ class Documents:
             concern["afterClusterTime"] = self._newest
         with self._database.client.start_session() as session:
             command = {"find": collection, "batchSize": 100_000, **query, "readConcern": concern}
-            cursor = run(self._database, command, session)[0]["cursor"]
-            documents = cursor["firstBatch"]
-            documents.extend(self._rest(collection, cursor["id"], session))
+            cursor = run_raw(self._database, command, session)["cursor"]
+            documents: list[bytes] = []
+            with closing(self._replies(collection, cursor, session)) as replies:
+                for some in replies:
+                    documents += some
+                    self._bound(documents)
             time: Any = cursor.get("atClusterTime") or at or session.operation_time
         self.not_before(time)
-        return Snapshot(time, documents)
+        return Snapshot(time, Encoded(documents))
 
-    def _rest(self, collection: str, cursor_id: int, session: ClientSession) -> Iterator[Document]:
-        while cursor_id:
-            command = {"getMore": cursor_id, "collection": collection, "batchSize": 100_000}
-            cursor = run(self._database, command, session)[0]["cursor"]
-            cursor_id = cursor["id"]
-            yield from cursor["nextBatch"]
+    def _replies(
+        self, collection: str, cursor: Any, session: ClientSession
+    ) -> Generator[list[bytes], None, None]:
+        """Give the documents of each reply; a cursor that is not read to its end is closed."""
+        cursor_id = cursor["id"]
+        try:
+            yield [each.raw for each in cursor["firstBatch"]]
+            while cursor_id:
+                command = {"getMore": cursor_id, "collection": collection, "batchSize": 100_000}
+                cursor = run_raw(self._database, command, session)["cursor"]
+                cursor_id = cursor["id"]
+                yield [each.raw for each in cursor["nextBatch"]]
+        finally:
+            if cursor_id:
+                with suppress(PyMongoError):  # the server closes it by itself
+                    self._database.command("killCursors", collection, cursors=[cursor_id], session=session)
+
+    def _bound(self, documents: Sequence[bytes]) -> None:
+        """Refuse to hold more than the bound, unless it is one document."""
+        if self._most is None or len(documents) == 1:
+            return
+        within = takewhile(self._most.__ge__, accumulate(map(len, documents)))
+        if (fit := len(list(within))) < len(documents):
+            raise TooMuch(fit)
 
 
 def _by_key(keys: Sequence[Any]) -> Document:

@@ -15,8 +15,17 @@ from distributary.source.documents import Document, run
 #: ChangeStreamHistoryLost, InvalidResumeToken, ChangeStreamFatalError: the position can't be opened.
 LOST = frozenset({286, 260, 280})
 
-#: A source transaction of up to this many times the batch's changes is kept in one batch.
+#: A source transaction of up to this many times the batch's changes, and up to its bytes, is kept in one batch.
 WHOLE = 4
+
+#: A reply should have at most this part of a batch's bytes; decoded, it takes many times that.
+PART = 4
+
+#: Changes in the first reply, whose sizes are not known.
+FIRST = 500
+
+#: BSONObjectTooLarge: a change with what it carries is more than a reply holds.
+_TOO_LARGE = 10334
 
 #: A reply is at most 16 MB; above this the server may have stopped for its size and not for want of changes.
 FULL_REPLY = 12 * 1024 * 1024
@@ -58,16 +67,25 @@ class Stream:
     """Tails the changes of some collections of one database, one server reply at a time."""
 
     def __init__(
-        self, database: Database[Any], collections: Sequence[str], *, carry_bytes: int, batch_changes: int
+        self,
+        database: Database[Any],
+        collections: Sequence[str],
+        *,
+        carry_bytes: int,
+        batch_changes: int,
+        batch_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self._database = database
         self._collections = frozenset(collections)
         self._carry_bytes = carry_bytes
         self._batch_changes = batch_changes
+        self._batch_bytes = batch_bytes
+        self._count = min(FIRST, batch_changes)
         self._session = database.client.start_session()
         self._cursor_id = 0
         self._token = ""
         self._held: list[Document] = []
+        self._held_bytes = 0
         self._torn = False
 
     def open(self, start: Start) -> Position:
@@ -82,7 +100,7 @@ class Stream:
         except OperationFailure as error:
             raise _judged(error) from error
         self._cursor_id = cursor["id"]
-        self._held = []
+        self._held, self._held_bytes = [], 0
         self._token = cursor["postBatchResumeToken"]["_data"]
         return Position.of_token(self._token)
 
@@ -95,20 +113,36 @@ class Stream:
         command = {
             "getMore": self._cursor_id,
             "collection": "$cmd.aggregate",
-            "batchSize": self._batch_changes,
+            "batchSize": self._count,
             "maxTimeMS": wait_ms,
         }
         try:
             reply, size = run(self._database, command, self._session)
         except OperationFailure as error:
+            if error.code == _TOO_LARGE and self._carry_bytes:
+                return self._carry_nothing()
             raise _judged(error) from error
         cursor = reply["cursor"]
-        events, self._held = self._held + cursor["nextBatch"], []
+        cut_short = len(cursor["nextBatch"]) >= self._count or size > FULL_REPLY
+        self._expect(len(cursor["nextBatch"]), size)
+        events, size = self._held + cursor["nextBatch"], self._held_bytes + size
+        self._held, self._held_bytes = [], 0
         token = cursor["postBatchResumeToken"]["_data"]
-        if cursor["id"] and (len(cursor["nextBatch"]) >= self._batch_changes or size > FULL_REPLY):
-            events, token = self._hold_back(events, token)
+        if cursor["id"] and cut_short:
+            events, token, size = self._hold_back(events, token, size)
         self._cursor_id, self._token = cursor["id"], token
         return list(self._batches(events, token, size))
+
+    def _expect(self, changes: int, size: int) -> None:
+        """Ask next for as many changes as may fill a part of a batch's bytes, going by the last reply's."""
+        if changes:
+            fit = changes * self._batch_bytes // PART // size
+            self._count = min(self._batch_changes, max(2, fit))
+
+    def _carry_nothing(self) -> list[Batch]:
+        """Open the stream again without documents: all of them are read instead."""
+        self._carry_bytes = 0
+        return [Batch([], self.open(Start(token=self._token)), 0)]
 
     @property
     def ended(self) -> bool:
@@ -123,16 +157,19 @@ class Stream:
         self._cursor_id = 0
         self._session.end_session()
 
-    def _hold_back(self, events: list[Document], token: str) -> tuple[list[Document], str]:
+    def _hold_back(self, events: list[Document], token: str, size: int) -> tuple[list[Document], str, int]:
+        """Hold back the changes of the last cluster time, unless they are too many; sizes are estimates."""
         last = events[-1]["clusterTime"]
         start = len(events)
         while start and events[start - 1]["clusterTime"] == last:
             start -= 1
-        if len(events) - start >= WHOLE * self._batch_changes:
+        held = size * (len(events) - start) // len(events)
+        if len(events) - start >= WHOLE * self._batch_changes or held >= self._batch_bytes:
             self._torn = True
-            return events, token
-        self._held = events[start:]
-        return events[:start], events[start - 1]["_id"]["_data"] if start else self._token
+            return events, token, size
+        self._held, self._held_bytes = events[start:], held
+        token = events[start - 1]["_id"]["_data"] if start else self._token
+        return events[:start], token, size - held
 
     def _batches(self, events: Sequence[Document], token: str, size: int) -> Iterator[Batch]:
         changes: list[Change] = []

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
@@ -52,6 +52,10 @@ class Jobs:
             for each in self._collection.find({"worker": self._worker, "done": False}).sort("_id", 1)
         ]
 
+    def of_gap(self, gap: tuple[Timestamp, Timestamp]) -> list[Job]:
+        """Give all jobs, done ones too, that make good what a lost position left uncertain."""
+        return [_job(each) for each in self._collection.find({"worker": self._worker, "gap": list(gap)})]
+
     def save(self, job: Job, session: ClientSession) -> None:
         """Record a job's progress in the transaction that made it."""
         literal = {name: {"$literal": value} for name, value in self._document(job).items() if name != "_id"}
@@ -75,10 +79,14 @@ class Jobs:
             "total": job.total,
             "done": job.done,
             "code": dict(job.code),
+            "gap": list(job.gap) if job.gap else None,
+            "written": job.written,
+            "removed": job.removed,
         }
 
 
 def _job(document: dict[str, Any]) -> Job:
+    gap = document.get("gap")
     return Job(
         id=document["_id"],
         kind=JobKind(document["kind"]),
@@ -94,4 +102,7 @@ def _job(document: dict[str, Any]) -> Job:
         total=document["total"],
         done=document["done"],
         code=document.get("code", {}),
+        gap=(gap[0], gap[1]) if gap else None,
+        written=document.get("written", 0),
+        removed=document.get("removed", 0),
     )
