@@ -1,0 +1,123 @@
+"""What every store of jobs promises."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from bson import Timestamp
+
+from distributary.ports import JobStore
+from distributary.state import Job, JobKind
+from distributary.store.jobs import Jobs
+from tests.conftest import Client, Databases
+from tests.contract.making import Transaction, aborted, job, transactions
+from tests.fakes import Deployment, FakeJobs
+
+#: Gives the jobs of one worker; all workers share what lies there.
+Make = Callable[[str], JobStore]
+
+
+GAP = (Timestamp(1, 1), Timestamp(2, 1))
+
+
+class JobStoreContract:
+    """A suite for any `JobStore`; give it the fixtures `make` and `transaction`."""
+
+    @pytest.fixture
+    def store(self, make: Make) -> JobStore:
+        """Give the jobs of one worker."""
+        return make("w")
+
+    def test_there_is_nothing_to_do(self, store: JobStore) -> None:
+        """Without a job there is none; asking for none changes nothing."""
+        assert store.ask([]) == []
+        assert store.next() is None
+        assert store.open() == []
+
+    def test_what_is_asked_for_is_kept(self, store: JobStore) -> None:
+        """Nothing of a job is lost, and each has an id of its own."""
+        whole = Job(
+            None, JobKind.DERIVE, "raw", ("f", "g"), "why", sweep=True, keys=(1, "x", {"a": 1}),
+            foreign=(("a", 1), ("b", {"p": 2})), stage="scan", after=(7,), documents=3, total=9,
+            code={"f": "1", "g": "2"}, gap=GAP, written=4, removed=5,
+        )  # fmt: skip
+        asked = store.ask([whole, whole])
+        assert asked[0].id != asked[1].id
+        assert store.open() == asked
+        assert [replace(each, id=None) for each in asked] == [whole, whole]
+
+    def test_the_oldest_comes_first(self, store: JobStore) -> None:
+        """Jobs are done in the order in which they were asked for."""
+        store.ask([job("a"), job("b")])
+        store.ask([job("c")])
+        assert [each.source for each in store.open()] == ["a", "b", "c"]
+        first = store.next()
+        assert first is not None
+        assert first.source == "a"
+
+    def test_progress_is_kept(self, store: JobStore, transaction: Transaction) -> None:
+        """A job goes on where it was saved, and one that is done is not open any more."""
+        first, second = store.ask([job("a"), job("b")])
+        further = replace(first, stage="scan", after=({"k": 1},), documents=5)
+        with transaction() as session:
+            store.save(further, session)
+        assert store.next() == further
+        with transaction() as session:
+            store.save(replace(further, done=True), session)
+        assert store.open() == [second]
+
+    def test_jobs_of_a_gap_are_found_when_done_too(self, store: JobStore, transaction: Transaction) -> None:
+        """All jobs that make one gap good are told, and no others."""
+        first, second, _ = store.ask([job("a", gap=GAP), job("b", gap=GAP), job("c")])
+        over = replace(first, done=True)
+        with transaction() as session:
+            store.save(over, session)
+        assert sorted(store.of_gap(GAP), key=lambda each: each.source) == [over, second]
+
+    def test_an_aborted_transaction_changes_nothing(self, store: JobStore, transaction: Transaction) -> None:
+        """Asking and saving are part of their transaction."""
+        (first,) = store.ask([job("a")])
+        with aborted(transaction) as session:
+            store.ask([job("b")], session)
+            store.save(replace(first, done=True), session)
+        assert store.open() == [first]
+
+    def test_workers_do_not_see_one_another(self, make: Make) -> None:
+        """A job belongs to one worker."""
+        make("w").ask([job("a")])
+        assert make("other").next() is None
+        assert make("other").open() == []
+
+
+class TestFakeJobs(JobStoreContract):
+    """The fake keeps the contract."""
+
+    @pytest.fixture
+    def deployment(self) -> Deployment:
+        """Give an empty deployment."""
+        return Deployment()
+
+    @pytest.fixture
+    def make(self, deployment: Deployment) -> Make:
+        """Give the fakes."""
+        return lambda worker: FakeJobs(deployment, worker)
+
+    @pytest.fixture
+    def transaction(self, deployment: Deployment) -> Transaction:
+        """Give their transactions."""
+        return deployment.transaction
+
+
+class TestMongoJobs(JobStoreContract):
+    """The real store keeps the contract."""
+
+    @pytest.fixture
+    def make(self, databases: Databases) -> Make:
+        """Give the real stores."""
+        Jobs(databases.state, "w").prepare()
+        return lambda worker: Jobs(databases.state, worker)
+
+    @pytest.fixture
+    def transaction(self, client: Client) -> Transaction:
+        """Give their transactions."""
+        return transactions(client)

@@ -1,0 +1,481 @@
+"""The ports in memory: a source that is written to, and what survives a restart, with its transactions.
+
+What they promise is what `tests/contract` asks of them and of the real thing alike.
+"""
+
+# ruff: noqa: ARG002 - a fake does without some of what its port is given
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from threading import Event
+from typing import Any, NamedTuple, cast
+
+from bson import ObjectId, Timestamp, decode, encode
+from pymongo.client_session import ClientSession
+
+from distributary.change import CODEC, Change, CollectionChange, Identity, Operation, Position, identity
+from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, stored
+from distributary.derive.records import Place
+from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
+from distributary.ports import Batch, Finish, Outcome, Snapshot, Start
+from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter
+
+Document = dict[str, Any]
+
+
+class Entry(NamedTuple):
+    """One operation in the source's history."""
+
+    time: Timestamp
+    change: Change | CollectionChange
+
+
+def ordered(key: Any) -> tuple[int, Any]:
+    """Give a key's place in MongoDB's order of the types that tests use."""
+    return (0, key) if isinstance(key, int | float) else (1, key)
+
+
+class Raw:
+    """A source database; each write is one tick of its cluster time. Reads documents as the port says."""
+
+    def __init__(self) -> None:
+        self.history: list[Entry] = []
+        self._states: list[dict[str, dict[Identity, Document]]] = [{}]
+        self.forgotten = 0
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> Timestamp:
+        """The time of the newest operation."""
+        return self._time(len(self.history))
+
+    def insert(self, collection: str, document: Document) -> None:
+        """Insert a document."""
+        self._write(collection, document["_id"], Operation.INSERT, document, carried=True)
+
+    def replace(self, collection: str, document: Document) -> None:
+        """Replace a document; the change carries it."""
+        self._write(collection, document["_id"], Operation.REPLACE, document, carried=True)
+
+    def update(self, collection: str, key: Any, **fields: Any) -> None:
+        """Update a document; the change does not carry it."""
+        document = self._states[-1][collection][identity(key)] | fields
+        self._write(collection, key, Operation.UPDATE, document, carried=False)
+
+    def delete(self, collection: str, key: Any) -> None:
+        """Delete a document."""
+        self._write(collection, key, Operation.DELETE, None, carried=True)
+
+    def drop(self, collection: str) -> None:
+        """Drop a collection."""
+        state = deepcopy(self._states[-1])
+        state.pop(collection, None)
+        self._record(state, lambda time: CollectionChange(collection, time, gone=True))
+
+    def _write(
+        self, collection: str, key: Any, operation: Operation, document: Document | None, *, carried: bool
+    ) -> None:
+        state = deepcopy(self._states[-1])
+        documents = state.setdefault(collection, {})
+        documents.pop(identity(key), None)
+        if document is not None:
+            documents[identity(key)] = deepcopy(document)
+        shown = deepcopy(document) if carried else None
+        token = self._token(len(self.history) + 1)
+        self._record(state, lambda time: Change(collection, key, time, operation, shown, token))
+
+    def _record(
+        self,
+        state: dict[str, dict[Identity, Document]],
+        change: Callable[[Timestamp], Change | CollectionChange],
+    ) -> None:
+        time = self._time(len(self.history) + 1)
+        self._states.append(state)
+        self.history.append(Entry(time, change(time)))
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
+        """Read documents by key, as of `at` or the newest time."""
+        wanted = {identity(key) for key in keys}
+        return self._snapshot(collection, at, lambda document: identity(document["_id"]) in wanted)
+
+    def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+        """Read the next documents in key order."""
+        low = ordered(after[0]) if after else (-1, 0)
+        found = self._snapshot(collection, None, lambda document: ordered(document["_id"]) > low)
+        documents = sorted(found.documents, key=lambda document: ordered(document["_id"]))
+        return Snapshot(found.time, documents[skip : skip + limit])
+
+    def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
+        """Read which of these keys exist."""
+        found = self.fetch(collection, keys)
+        return Snapshot(found.time, [{"_id": document["_id"]} for document in found.documents])
+
+    def exists(self, collection: str) -> bool:
+        """Whether there is such a collection now."""
+        return collection in self._states[-1]
+
+    def count(self, collection: str) -> int:
+        """Give the number of documents."""
+        return len(self._states[-1].get(collection, {}))
+
+    def not_before(self, time: Timestamp) -> None:
+        """Do nothing: what is read is never older than what was written."""
+        assert time <= self.now
+
+    def documents(self, collection: str) -> list[Document]:
+        """Give all documents of a collection now."""
+        return deepcopy(list(self._states[-1].get(collection, {}).values()))
+
+    def _snapshot(
+        self, collection: str, at: Timestamp | None, wanted: Callable[[Document], bool]
+    ) -> Snapshot:
+        time = self.now if at is None else at
+        documents = self._states[time.inc].get(collection, {}).values()
+        return Snapshot(time, [deepcopy(each) for each in documents if wanted(each)])
+
+    def _time(self, index: int) -> Timestamp:
+        return Timestamp(1, index)
+
+    def _token(self, index: int) -> str:
+        return f"82{1:08X}{index:08X}00"
+
+    # --- tailing --------------------------------------------------------------------------------------------
+
+    def source(self, collections: Collection[str], batch_changes: int = 1000) -> "Tailed":
+        """Give a stream of the changes of some collections."""
+        return Tailed(self, frozenset(collections), batch_changes)
+
+    def position(self, index: int) -> Position:
+        """Give the position behind so many operations."""
+        return Position(self._token(index), self._time(index))
+
+
+class Tailed:
+    """A stream of changes of a `Raw`."""
+
+    def __init__(self, raw: Raw, collections: frozenset[str], batch_changes: int) -> None:
+        self._raw = raw
+        self._collections = collections
+        self._batch_changes = batch_changes
+        self._next = 0
+        self.ended = False
+        self.closed = False
+
+    def open(self, start: Start) -> Position:
+        """Open behind a token, at a time, or at the present."""
+        if start.token is not None:
+            self._next = Position.of_token(start.token).time.inc
+        elif start.time is not None:
+            self._next = max(start.time.inc - 1, 0)
+        else:
+            self._next = len(self._raw.history)
+        if self._next < self._raw.forgotten:
+            raise PositionLost("The history does not reach back to this position.")
+        return self._raw.position(self._next)
+
+    def read(self, wait_ms: int) -> list[Batch]:
+        """Give the next changes; a change of a whole collection ends a batch."""
+        if self._next == len(self._raw.history):
+            Event().wait(min(wait_ms, 1) / 1000)
+        batches: list[Batch] = []
+        changes: list[Change] = []
+        while self._next < len(self._raw.history) and len(changes) < self._batch_changes:
+            change = self._raw.history[self._next].change
+            self._next += 1
+            if change.collection not in self._collections:
+                continue
+            if isinstance(change, CollectionChange):
+                batches.append(Batch(changes, self._raw.position(self._next), 1, (change,)))
+                changes = []
+            else:
+                changes.append(change)
+        return [*batches, Batch(changes, self._raw.position(self._next), len(changes))]
+
+    def close(self) -> None:
+        """Note that the stream was closed."""
+        self.closed = True
+
+
+@dataclass
+class _Rows:
+    """What lies in the derived deployment."""
+
+    records: dict[Place, Document] = field(default_factory=dict)
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    fences: dict[str, int] = field(default_factory=dict)
+    letters: dict[tuple[str, Owner], Letter] = field(default_factory=dict)
+    jobs: dict[Any, tuple[str, Job]] = field(default_factory=dict)
+
+
+class Deployment:
+    """The derived deployment: records and state; its transactions are all or nothing, one at a time."""
+
+    def __init__(self) -> None:
+        self.rows = _Rows()
+
+    @contextmanager
+    def transaction(self) -> Iterator[ClientSession]:
+        """Undo what is written inside when it ends with an exception."""
+        before = _Rows(*(dict(getattr(self.rows, name)) for name in _Rows.__dataclass_fields__))
+        try:
+            yield cast("ClientSession", self)
+        except BaseException:
+            self.rows = before
+            raise
+
+    def documents(self) -> dict[Place, Document]:
+        """Give the derived documents, whoever put them there."""
+        return deepcopy(self.rows.records)
+
+    def records(self) -> list[Stored]:
+        """Give the derived documents as the plan sees them."""
+        return [
+            stored(name, document, encode(document, codec_options=CODEC))
+            for (name, _), document in self.rows.records.items()
+        ]
+
+    def place(self, collection: str, document: Document) -> None:
+        """Put a derived document there, over the one with an equal key."""
+        self.rows.records[collection, identity(document["_id"])] = document
+
+
+@dataclass(frozen=True)
+class FakeSink:
+    """Writes plans into a `Deployment`, with MongoDB's key equality."""
+
+    deployment: Deployment
+
+    def write(
+        self,
+        desired: Sequence[Desired],
+        collections: Mapping[str, Collection[str]],
+        finish: Finish,
+        foreign: Sequence[tuple[str, Any]] = (),
+        unplugged: Collection[str] = (),
+    ) -> Outcome:
+        """Reconcile with all that is stored, in one transaction."""
+        with self.deployment.transaction() as session:
+            removed = self._remove_foreign(foreign)
+            plan = reconcile(desired, self.deployment.records(), unplugged)
+            self._apply(plan)
+            outcome = Outcome(contests=plan.contests, unchanged=plan.unchanged, overtaken=plan.overtaken)
+            outcome.inserted.update({name: len(writes) for name, writes in plan.inserts.items()})
+            outcome.replaced.update({name: len(writes) for name, writes in plan.replaces.items()})
+            outcome.released += [
+                *((name, key) for name, keys in plan.deletes.items() for key in keys),
+                *removed,
+            ]
+            outcome.removed.update(collection for collection, _ in outcome.released)
+            finish(session, outcome)
+        return outcome
+
+    def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
+        """Give source keys in key order."""
+        found = [
+            document["_src"]["key"]
+            for (name, _), document in self.deployment.rows.records.items()
+            if name == collection and document["_src"]["by"] == transform
+        ]
+        low = ordered(after[0]) if after else (-1, 0)
+        return sorted((key for key in found if ordered(key) > low), key=ordered)[:limit]
+
+    def _remove_foreign(self, foreign: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        records = self.deployment.rows.records
+        places = {(collection, identity(key)): (collection, key) for collection, key in foreign}
+        removed = [place for place in places if place in records and "_src" not in records[place]]
+        for place in removed:
+            del records[place]
+        return [places[place] for place in removed]
+
+    def _apply(self, plan: Plan) -> None:
+        for collection, keys in plan.deletes.items():
+            for key in keys:
+                del self.deployment.rows.records[collection, identity(key)]
+        for record, _ in chain(*plan.replaces.values(), *plan.inserts.values()):
+            self.deployment.place(record.collection, decode(record.document, CODEC))
+
+
+@dataclass(frozen=True)
+class FakeCheckpoints:
+    """Checkpoints in a `Deployment`."""
+
+    deployment: Deployment
+
+    def load(self, worker: str) -> Checkpoint | None:
+        """Give a worker's checkpoint."""
+        return self.deployment.rows.checkpoints.get(worker)
+
+    def raise_fence(self, worker: str) -> int:
+        """Raise the fence and give it."""
+        fences = self.deployment.rows.fences
+        fences[worker] = fences.get(worker, 0) + 1
+        return fences[worker]
+
+    def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> Checkpoint:
+        """Write the checkpoint over the revision that it knows."""
+        rows, name = self.deployment.rows, checkpoint.worker
+        if rows.fences.get(name) != fence:
+            raise LeaseLost("Another process took over.")
+        known = rows.checkpoints.get(name)
+        if (known.revision if known else 0) != checkpoint.revision:
+            raise CheckpointMoved("The checkpoint moved on.")
+        rows.checkpoints[name] = replace(checkpoint, revision=checkpoint.revision + 1)
+        return rows.checkpoints[name]
+
+    def claimed(self, worker: str) -> dict[str, str]:
+        """Give the derived collections that other workers write."""
+        return {
+            collection: each.worker
+            for each in self.deployment.rows.checkpoints.values()
+            for built in each.transforms.values()
+            for collection in built.collections
+            if each.worker != worker and not built.unplugged
+        }
+
+
+@dataclass(frozen=True)
+class FakeLetters:
+    """Dead letters in a `Deployment`."""
+
+    deployment: Deployment
+    worker: str
+
+    def parked(self) -> list[ParkedLetter]:
+        """Give what is parked."""
+        return [
+            ParkedLetter(LetterKey(each.transform, each.key), each.kind) for each in self._mine().values()
+        ]
+
+    def due(self, transforms: Sequence[str], limit: int) -> list[LetterKey]:
+        """Give keys that are worth trying again."""
+        found = [each for each in self._mine().values() if each.due and each.transform in transforms]
+        return [LetterKey(each.transform, each.key) for each in found[:limit]]
+
+    def make_due(self, keys: Sequence[LetterKey], session: ClientSession) -> None:
+        """Mark letters as worth trying again."""
+        for key in keys:
+            self._mark(self._id(*key))
+
+    def put(self, letters: Sequence[Letter], session: ClientSession) -> None:
+        """Park documents."""
+        for letter in letters:
+            self.deployment.rows.letters[self._id(letter.transform, letter.key)] = letter
+
+    def resolve(self, keys: Collection[LetterKey], session: ClientSession) -> None:
+        """Remove the letters of documents that were derived."""
+        for key in keys:
+            self.deployment.rows.letters.pop(self._id(*key), None)
+
+    def release(self, places: Sequence[tuple[str, Any]], session: ClientSession) -> int:
+        """Mark those that wait for one of these places as due."""
+        free = {(collection, identity(key)) for collection, key in places}
+        waiting = [
+            key
+            for key, each in self._mine().items()
+            if each.waits_for and (each.waits_for[0], identity(each.waits_for[1])) in free
+        ]
+        for key in waiting:
+            self._mark(key)
+        return len(waiting)
+
+    def _id(self, transform: str, key: Any) -> tuple[str, Owner]:
+        return self.worker, Owner(transform, identity(key))
+
+    def _mine(self) -> dict[tuple[str, Owner], Letter]:
+        return {key: each for key, each in self.deployment.rows.letters.items() if key[0] == self.worker}
+
+    def _mark(self, key: tuple[str, Owner]) -> None:
+        letters = self.deployment.rows.letters
+        if key in letters:
+            letters[key] = replace(letters[key], due=True)
+
+
+@dataclass(frozen=True)
+class FakeJobs:
+    """Jobs in a `Deployment`."""
+
+    deployment: Deployment
+    worker: str
+
+    def ask(self, jobs: Sequence[Job], session: ClientSession | None = None) -> list[Job]:
+        """Record jobs to be done."""
+        asked = [replace(job, id=ObjectId()) for job in jobs]
+        self.deployment.rows.jobs.update({job.id: (self.worker, job) for job in asked})
+        return asked
+
+    def next(self) -> Job | None:
+        """Give the oldest job that is not done."""
+        return next(iter(self.open()), None)
+
+    def open(self) -> list[Job]:
+        """Give all jobs that are not done."""
+        return [
+            job
+            for worker, job in self.deployment.rows.jobs.values()
+            if worker == self.worker and not job.done
+        ]
+
+    def of_gap(self, gap: tuple[Timestamp, Timestamp]) -> list[Job]:
+        """Give all jobs, done ones too, that make a gap good."""
+        return [
+            job
+            for worker, job in self.deployment.rows.jobs.values()
+            if worker == self.worker and job.gap == gap
+        ]
+
+    def save(self, job: Job, session: ClientSession) -> None:
+        """Record progress."""
+        self.deployment.rows.jobs[job.id] = (self.worker, job)
+
+
+@dataclass
+class FakeLeases:
+    """Who holds which lease, on a clock that is moved by hand."""
+
+    now: float = 0.0
+    held: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+
+@dataclass
+class FakeLease:
+    """The lease of one worker's name, as seen by one process."""
+
+    leases: FakeLeases
+    worker: str
+    seconds: float
+    me: str
+
+    def acquire(self) -> bool:
+        """Take the lease if it is free or expired."""
+        holder, expires = self.leases.held.get(self.worker, (self.me, 0.0))
+        if holder != self.me and expires > self.leases.now:
+            return False
+        self._hold()
+        return True
+
+    def renew(self) -> bool:
+        """Push the expiry out; False when someone else holds it."""
+        if not self._mine():
+            return False
+        self._hold()
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._mine():
+            del self.leases.held[self.worker]
+
+    def announce(self, session_id: object) -> None:
+        """Do nothing: there is no session to end."""
+
+    def _mine(self) -> bool:
+        return self.leases.held.get(self.worker, ("", 0.0))[0] == self.me
+
+    def _hold(self) -> None:
+        self.leases.held[self.worker] = (self.me, self.leases.now + self.seconds)

@@ -1,0 +1,115 @@
+"""Checkpoints of every format that a release wrote: they are read, or refused with a cure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import Timestamp
+from bson.json_util import CANONICAL_JSON_OPTIONS, loads
+
+from distributary.change import Position
+from distributary.errors import Failed
+from distributary.state import FORMAT, Built, Checkpoint, SourceIdentity
+from distributary.store.checkpoints import Checkpoints
+from tests.conftest import Databases
+from tests.harness import Harness
+
+#: Extended JSON of a stored checkpoint, one file per format, named by its number.
+KEPT = {int(each.stem): each for each in (Path(__file__).parent / "checkpoints").glob("*.json")}
+
+TOKEN = (
+    "82692100A8000000012B022C0100296E5A1004C1D0A3B8E5F24D0C9B1E7A6F3C2D4E5F463C6F7065726174696F6E54797065003C"
+    "696E736572740046646F63756D656E744B65790046645F69640064692100A8A1B2C3D4E5F60718000004"
+)
+
+#: What every file tells, in the words of this release.
+TOLD = Checkpoint(
+    worker="default",
+    position=Position(TOKEN, Timestamp(1763770536, 1)),
+    ahead=Timestamp(1763770530, 3),
+    source=SourceIdentity("rs0", "692100a0f1e2d3c4b5a69788", "raw"),
+    epoch=2,
+    watched=("orders", "users"),
+    transforms={
+        "orders": Built(
+            "orders", "0123456789abcdef", frozenset({"order_lines", "orders_by_code"}), built=True
+        ),
+        "users": Built("users", "fedcba9876543210", frozenset({"names"}), built=False, unplugged=True),
+    },
+    detached={"users": Timestamp(1763770500, 7)},
+    revision=41,
+)
+
+
+def kept(number: int) -> dict[str, Any]:
+    """Give the stored document of one format."""
+    document: dict[str, Any] = loads(KEPT[number].read_text("utf-8"), json_options=CANONICAL_JSON_OPTIONS)
+    return document
+
+
+def shape(value: Any) -> Any:
+    """Give the names and types of a document; entries whose names are data count as one."""
+    if isinstance(value, dict):
+        return {name: shape(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shape(each) for each in value[:1]]
+    return type(value).__name__
+
+
+def form(document: dict[str, Any]) -> Any:
+    """Give the shape of a stored checkpoint, whatever its transforms and collections are called."""
+    entries = list(document["transforms"].values())[:1]
+    return shape(document | {"transforms": entries, "detached": list(document["detached"].values())[:1]})
+
+
+@pytest.mark.parametrize("number", sorted(KEPT))
+def test_a_checkpoint_of_every_format_is_read(databases: Databases, number: int) -> None:
+    """What an earlier release wrote means the same to this one."""
+    databases.state.checkpoints.insert_one(kept(number))
+    assert Checkpoints(databases.state).load("default") == TOLD
+
+
+@pytest.mark.parametrize("number", sorted(KEPT))
+def test_a_worker_goes_on_from_a_checkpoint_of_every_format(harness: Harness, number: int) -> None:
+    """From an earlier release's checkpoint, moved to this source, a worker misses nothing."""
+    harness.catch_up()
+    checkpoints = harness.databases.state.checkpoints
+    mine = checkpoints.find_one_and_delete({"_id": "default"})
+    assert mine is not None
+    here = {name: mine[name] for name in ("position", "source", "watched")}
+    checkpoints.insert_one(kept(number) | here | {"ahead": Timestamp(0, 0)})
+    harness.databases.raw.orders.insert_one({"_id": 1, "customer": "c", "skus": ["a"]})
+    harness.catch_up()
+    harness.assert_equal()
+
+
+def test_the_present_format_is_kept(harness: Harness) -> None:
+    """Whoever changes what is stored raises `FORMAT` and keeps a file of it."""
+    orders = harness.databases.raw.orders
+    orders.insert_one({"_id": 1})
+    harness.catch_up()
+    orders.drop()
+    harness.catch_up()
+    written = harness.databases.state.checkpoints.find_one({"_id": "default"})
+    assert written is not None
+    assert max(KEPT) == FORMAT
+    assert form(written) == form(kept(FORMAT))
+
+
+def test_a_newer_format_is_refused_with_its_cure(harness: Harness) -> None:
+    """An older release touches nothing that a newer one wrote, and says what to do."""
+    harness.catch_up()
+    checkpoints = harness.databases.state.checkpoints
+    checkpoints.update_one({"_id": "default"}, {"$set": {"format": FORMAT + 1}})
+    with pytest.raises(Failed, match=rf"has format {FORMAT + 1}.*reads up to {FORMAT}") as refused:
+        harness.catch_up()
+    assert "Run the newer release again" in refused.value.cure
+    found = checkpoints.find_one({"_id": "default"})
+    assert found is not None
+    assert found["format"] == FORMAT + 1
+
+
+@pytest.fixture
+def harness(databases: Databases, tmp_path: Path) -> Harness:
+    """Give a worker with the orders module."""
+    return Harness(databases, tmp_path / "modules")

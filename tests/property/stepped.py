@@ -1,0 +1,169 @@
+"""A worker without threads: the real one, whose reader, deriver and writer take a step when they are told to."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from queue import Queue
+from threading import Event
+from typing import Any
+
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from distributary.assemble import Assembled
+from distributary.engine.commit import Stores
+from distributary.engine.derivation import Prepared
+from distributary.engine.pipeline import Pipeline, StreamEnded
+from distributary.engine.retry import Verdict, judge
+from distributary.engine.worker import Parts, Worker, _Tail
+from distributary.errors import CheckpointMoved, PositionLost
+from distributary.sink.mongo import MongoSink
+from distributary.store.checkpoints import Checkpoints
+from distributary.store.jobs import Jobs
+from distributary.store.lease import LEASES, Lease
+from distributary.store.letters import Letters
+from tests.tap import Tap, TappedCheckpoints, TappedSink
+
+#: Batches that are derived ahead of the one that is committed: one waits, one is held by its thread.
+AHEAD = 2
+
+#: Steps after which a worker that has not caught up never will.
+PATIENCE = 2000
+
+
+def expire(state: Database[Any], worker: str) -> None:
+    """Let the lease of a worker's name expire now."""
+    past = {"$subtract": ["$$NOW", 1]}
+    state[LEASES].update_one({"_id": worker}, [{"$set": {"expires": past}}])
+
+
+class ByHand(Pipeline):
+    """The read-ahead without its threads."""
+
+    def start(self) -> None:
+        """Have room for whatever is read; nothing starts."""
+        self._read = Queue()
+        self._ready = Queue()
+
+    def read(self) -> None:
+        """Read one reply of the stream."""
+        for batch in self._source.read(1):
+            self._read.put(batch)
+        if self._source.ended:
+            self._read.put(StreamEnded())
+
+    def derive(self) -> bool:
+        """Derive what was read, gathered to a batch; False when nothing was read or enough is derived."""
+        if self._ready.qsize() >= AHEAD or (self._read.empty() and self._pending is None):
+            return False
+        batch = self._gather()
+        if batch is not None:
+            self._ready.put(batch if isinstance(batch, BaseException) else self._prepare(batch))
+        return batch is not None
+
+    def next(self, timeout: float) -> Prepared | None:  # noqa: ARG002 - nothing is waited for
+        """Give the next batch, without waiting."""
+        return super().next(0) if self._ready.qsize() else None
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class Stepped:
+    """A worker that took the lease from whoever held it, and works step by step."""
+
+    def __init__(self, assembled: Assembled, tap: Tap) -> None:
+        databases, name = assembled.databases, assembled.config.worker.name
+        self._client = databases.raw.client
+        self._goal = assembled.goal_of_now
+        self.tap = tap
+        self.session = databases.derived.client.start_session()
+        checkpoints = Checkpoints(databases.state)
+        stores = Stores(
+            TappedSink(MongoSink(databases.derived, self.session), tap),
+            TappedCheckpoints(checkpoints, tap),
+            Letters(databases.state, name),
+            Jobs(databases.state, name),
+        )
+        lease = Lease(databases.state, name, assembled.config.worker.lease_seconds)
+        databases.state[LEASES].update_one(
+            {"_id": name}, [{"$set": {"expires": {"$subtract": ["$$NOW", 1]}}}]
+        )
+        assert lease.acquire()
+        lease.announce(dict(self.session.session_id))
+        fence = checkpoints.raise_fence(name)
+        self._parts: Parts = assembled._parts(stores)
+        settings = assembled._settings()
+        self._settings = replace(settings, bounds=replace(settings.bounds, linger=0))
+        self._worker = Worker(self._parts, assembled.wanted(), self._settings, fence, Event())
+        self._tail: _Tail | None = None
+
+    def open(self) -> None:
+        """Open the stream where the checkpoint says and commit that, if it is not open."""
+        while self._tail is None:
+            source = self._parts.new_source()
+            try:
+                committer = self._worker._open(source)
+            except PositionLost as error:
+                self._worker._lose(error, opened=False)
+                continue
+            self._tail = _Tail(self._parts, self._settings, committer, source, Event())
+            self._tail._pipeline = ByHand(
+                source, self._tail._derivation, self._settings.bounds, committer.horizon
+            )
+            self._tail._pipeline.start()
+
+    def read(self) -> None:
+        """Read one reply of the stream."""
+        self._judged(lambda tail: _hand(tail).read())
+
+    def derive(self) -> None:
+        """Derive one batch ahead of what is committed."""
+        self._judged(lambda tail: _hand(tail).derive())
+
+    def step(self) -> None:
+        """Commit the next batch that is derived, if there is one, and do a slice of the job at hand."""
+        self._judged(_Tail._step)
+
+    def catch_up(self) -> None:
+        """Go on until everything until now is committed, no job is left and nothing is worth a retry."""
+        goal = self._goal()
+        for _ in range(PATIENCE):
+            self.read()
+            self.derive()
+            self.step()
+            if self._tail is not None and self._tail._done(goal):
+                self._judged(_Tail._save)
+                return
+        raise AssertionError("the worker does not catch up")
+
+    def _judged(self, action: Callable[[_Tail], object]) -> None:
+        """Do something with an open stream; what the worker would wait out has it opened again."""
+        self.open()
+        assert self._tail is not None
+        try:
+            action(self._tail)
+        except StreamEnded:
+            self._drop()
+        except PositionLost as error:
+            self._drop()
+            self._worker._lose(error, opened=True)
+        except (PyMongoError, CheckpointMoved) as error:
+            self._drop()
+            if judge(error) is not Verdict.TRANSIENT:
+                raise
+
+    def _drop(self) -> None:
+        assert self._tail is not None
+        _hand(self._tail)._source.close()
+        self._tail = None
+
+    def end(self) -> None:
+        """Leave as a process that is killed does: nothing is saved, and the server ends what was open."""
+        if self._tail is not None:
+            self._drop()
+        self.session.end_session()
+
+
+def _hand(tail: _Tail) -> ByHand:
+    assert isinstance(tail._pipeline, ByHand)
+    return tail._pipeline

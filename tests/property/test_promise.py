@@ -1,0 +1,575 @@
+"""The promise, on a real MongoDB: whatever interleaves, derived collections end up equal to a recomputation.
+
+A story is told by rules: documents are written, workers read, derive and commit step by step, crash, and take
+over from one another; collections are dropped and renamed, jobs are asked for, code is deployed. Whenever a
+worker has caught up, what is stored is held against what the documents yield. A worker's steps are those of
+the real one, taken by hand, so that a story can be told again and shrinks to its shortest form.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from bson import encode
+from hypothesis import HealthCheck, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from pymongo.client_session import ClientSession
+
+from distributary import assemble
+from distributary.assemble import Assembled
+from distributary.change import CODEC, identity
+from distributary.derive.plan import Owner
+from distributary.derive.records import Place
+from distributary.derive.registry import Registry
+from distributary.derive.transform import Failure, Transform, derive
+from distributary.engine import worker
+from distributary.errors import CheckpointMoved, LeaseLost
+from distributary.state import Job, JobKind, LetterKind
+from distributary.store.checkpoints import Checkpoints
+from distributary.store.jobs import Jobs
+from distributary.store.letters import Letters
+from tests.conftest import SOAK, Databases
+from tests.harness import Harness
+from tests.property.stepped import Stepped, expire
+from tests.tap import POINTS, Crash, Tap
+
+SOURCES = ("orders", "users")
+ASIDE = "aside"
+
+#: Transforms by name, with the collection that they read.
+TRANSFORMS = {"orders": "orders", "users": "users", "more": "orders"}
+
+#: A document that is `bad` fails under one of the two twists of the code, so that a deployment repairs it.
+HEAD = """
+    from distributary import DerivedCollection, transform
+
+    codes = DerivedCollection("codes")
+"""
+BODY = """
+    {name}_records = DerivedCollection("{name}_records")
+    {name}_lines = DerivedCollection("{name}_lines")
+    {name}_twist = {twist}
+
+    @transform("{source}", name="{name}")
+    def {name}(document):
+        if document["bad"] == {name}_twist:
+            raise ValueError("bad")
+        yield {name}_records.record(document["_id"], {{"value": document["value"]}})
+        for line in range(document["lines"]):
+            yield {name}_lines.record({{"of": document["_id"], "line": line + {name}_twist}}, {{"value": line}})
+        for code in document["codes"]:
+            yield codes.record((code + {name}_twist) % 4, {{"by": "{name}", "value": document["value"]}})
+"""
+
+
+class Put(NamedTuple):
+    """Insert a document, or replace the one that is there."""
+
+    source: str
+    key: Any
+    value: int
+    lines: int
+    codes: tuple[int, ...]
+    bad: int | None
+
+    def apply(self, databases: Databases, session: ClientSession | None) -> None:
+        """Do it."""
+        document = {"_id": self.key, **self._asdict(), "codes": list(self.codes)}
+        collection = databases.raw[self.source]
+        if collection.find_one({"_id": self.key}, session=session):
+            collection.replace_one({"_id": self.key}, document, session=session)
+        else:
+            collection.insert_one(document, session=session)
+
+
+class Set(NamedTuple):
+    """Update one field of the document that is there, if one is."""
+
+    source: str
+    key: Any
+    field: str
+    value: Any
+
+    def apply(self, databases: Databases, session: ClientSession | None) -> None:
+        """Do it."""
+        databases.raw[self.source].update_one(
+            {"_id": self.key}, {"$set": {self.field: self.value}}, session=session
+        )
+
+
+class Delete(NamedTuple):
+    """Delete the document that is there, if one is."""
+
+    source: str
+    key: Any
+
+    def apply(self, databases: Databases, session: ClientSession | None) -> None:
+        """Do it."""
+        databases.raw[self.source].delete_one({"_id": self.key}, session=session)
+
+
+Operation = Put | Set | Delete
+
+source_names = st.sampled_from(SOURCES)
+keys = st.sampled_from([1, 2, 3, "a"])
+values = st.integers(0, 2)
+lines = st.integers(0, 3)
+codes = st.lists(st.integers(0, 3), max_size=2, unique=True).map(tuple)
+bad = st.sampled_from([None, None, None, 0, 1])
+twists = st.integers(0, 1)
+puts = st.builds(Put, source_names, keys, values, lines, codes, bad)
+sets = st.one_of(
+    st.builds(Set, source_names, keys, st.just("lines"), lines),
+    st.builds(Set, source_names, keys, st.just("codes"), codes.map(list)),
+    st.builds(Set, source_names, keys, st.just("bad"), bad),
+    st.builds(Set, source_names, keys, st.just("value"), values),
+)
+operations = st.one_of(puts, sets, st.builds(Delete, source_names, keys))
+some_operations = st.lists(operations, min_size=1, max_size=6)
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the stories of one test share."""
+
+    databases: Databases
+    folder: Path
+    registries: dict[str, Registry]
+
+
+class Promise(RuleBasedStateMachine):
+    """One story: a source, the workers on it, and what their collections have to be equal to."""
+
+    def __init__(self, story: Story) -> None:
+        super().__init__()
+        self._story = story
+        self._databases = story.databases
+        self._harness = Harness(story.databases, story.folder, {})
+        self._tap = Tap()
+        self._worker: Stepped | None = None
+        self._zombie: Stepped | None = None
+        self._twists: dict[str, int] = {}
+        self._outdated: set[Owner] = set()
+        self._failed = False
+
+    @initialize(
+        batch=st.integers(1, 5),
+        scan=st.integers(1, 3),
+        drop=st.sampled_from(["keep", "purge"]),
+        change=st.sampled_from(["rebuild", "rebuild", "warn"]),
+        existing=st.lists(puts, max_size=3),
+    )
+    def begin(self, batch: int, scan: int, drop: str, change: str, existing: list[Put]) -> None:
+        """Start with empty databases and a few documents."""
+        _empty(self._databases)
+        self._harness.settings = {
+            "worker.batch_changes": str(batch),
+            "worker.scan_documents": str(scan),
+            "worker.on_source_drop": drop,
+            "worker.on_change": change,
+            "worker.linger_milliseconds": "0",
+            "worker.read_ahead_batches": "1",
+            "dead_letters.max_in_window": "0",
+        }
+        self._plug({"orders": 0, "users": 0})
+        for each in existing:
+            each.apply(self._databases, None)
+
+    # --- documents ------------------------------------------------------------------------------------------
+
+    @rule(operation=operations)
+    def write(self, operation: Operation) -> None:
+        """Change one document."""
+        self._write([operation], None)
+
+    @rule(operations=some_operations)
+    def write_many(self, operations: list[Operation]) -> None:
+        """Change some documents, one after the other."""
+        self._write(operations, None)
+
+    @rule(operations=some_operations)
+    def transaction(self, operations: list[Operation]) -> None:
+        """Change some documents in one transaction."""
+        with self._databases.client.start_session() as session, session.start_transaction():
+            self._write(operations, session)
+
+    # --- collections ----------------------------------------------------------------------------------------
+
+    @rule(source=source_names)
+    def drop(self, source: str) -> None:
+        """Drop a source collection."""
+        self._databases.raw[source].drop()
+        self._forget(source)
+
+    @rule(source=source_names)
+    def rename_away(self, source: str) -> None:
+        """Rename a source collection."""
+        if self._exists(source):
+            self._databases.raw[source].rename(ASIDE, dropTarget=True)
+            self._forget(source)
+
+    @rule(source=source_names, documents=st.lists(puts, max_size=3))
+    def rename_onto(self, source: str, documents: list[Put]) -> None:
+        """Rename another collection onto a source collection: the one that was renamed away, or a new one."""
+        for each in documents:
+            each._replace(source=ASIDE).apply(self._databases, None)
+        if self._exists(ASIDE):
+            self._databases.raw[ASIDE].rename(source, dropTarget=True)
+            self._forget(source)
+
+    # --- the worker, step by step ---------------------------------------------------------------------------
+
+    @rule()
+    def read(self) -> None:
+        """Read one reply of the stream ahead."""
+        self._do(Stepped.read)
+
+    @rule()
+    def derive(self) -> None:
+        """Derive a batch ahead."""
+        self._do(Stepped.derive)
+
+    @rule()
+    def step(self) -> None:
+        """Commit a batch and do a slice of a job."""
+        self._do(Stepped.step)
+
+    @rule()
+    def catch_up(self) -> None:
+        """Catch up, and compare."""
+        self._do(Stepped.catch_up)
+        self._check()
+
+    @rule()
+    def catch_up_with_threads(self) -> None:
+        """Catch up with a worker as it really runs, and compare."""
+        self._leave()
+        expire(self._databases.state, "default")
+        self._checked(self._harness.catch_up)
+        self._check()
+
+    # --- faults ---------------------------------------------------------------------------------------------
+
+    @rule(point=st.sampled_from(POINTS), commits=st.integers(0, 3))
+    def crash(self, point: str, commits: int) -> None:
+        """Catch up, and end at a point of a commit when it comes to it."""
+        self._tap.point, self._tap.commits, self._tap.action = point, commits, _crash
+        try:
+            self._do(Stepped.catch_up)
+        except Crash:
+            note("crashed")
+            self._leave()
+        self._tap.point = ""
+
+    @rule()
+    def kill(self) -> None:
+        """End between two steps, with nothing saved."""
+        self._leave()
+
+    @rule(point=st.sampled_from(POINTS), commits=st.integers(0, 2))
+    def overtake(self, point: str, commits: int) -> None:
+        """Catch up, and have another worker take over and catch up at a point of a commit."""
+        self._tap.point, self._tap.commits, self._tap.action = point, commits, self._another
+        before = self._current()
+        try:
+            self._checked(before.catch_up)
+        except (LeaseLost, CheckpointMoved) as error:
+            note(f"overtaken: {type(error).__name__}")
+        self._tap.point = ""
+        self._check()
+
+    @rule()
+    @precondition(lambda self: self._worker is not None)
+    def pause(self) -> None:
+        """Stop the worker for longer than its lease, while another one takes over."""
+        paused = self._worker
+        self._another()
+        if self._zombie:
+            self._zombie.end()
+        self._zombie = paused
+
+    @rule(action=st.sampled_from([Stepped.read, Stepped.derive, Stepped.step]))
+    @precondition(lambda self: self._zombie is not None)
+    def wake(self, action: Callable[[Stepped], None]) -> None:
+        """Let the worker go on that was paused: it commits nothing."""
+        assert self._zombie is not None
+        before = self._commits()
+        try:
+            self._checked(partial(action, self._zombie))
+        except LeaseLost:
+            self._zombie.end()
+            self._zombie = None
+        assert self._commits() == before
+
+    @rule()
+    def lose_position(self) -> None:
+        """Have the source's history not reach back to the checkpoint."""
+        self._leave()
+        found = self._databases.state.checkpoints.find_one({"position": {"$exists": True}})
+        if found is not None:
+            token = found["position"]["token"]
+            time = token[2:18]
+            lost = token.replace(time, "0000000100000001", 1)
+            self._databases.state.checkpoints.update_one({}, {"$set": {"position.token": lost}})
+
+    # --- jobs -----------------------------------------------------------------------------------------------
+
+    @rule(source=source_names)
+    @precondition(lambda self: self._began())
+    def backfill(self, source: str) -> None:
+        """Ask for a backfill with a sweep."""
+        names = self._names(source)
+        self._ask(Job(None, JobKind.BACKFILL, source, names, "story", sweep=True))
+        self._outdated = {owner for owner in self._outdated if owner.transform not in names}
+
+    @rule(source=source_names, some=st.lists(keys, min_size=1, max_size=4, unique=True))
+    @precondition(lambda self: self._began())
+    def derive_keys(self, source: str, some: list[Any]) -> None:
+        """Ask for some documents to be derived again."""
+        self._ask(Job(None, JobKind.DERIVE, source, self._names(source), "story", keys=some, total=len(some)))
+
+    @rule()
+    @precondition(lambda self: self._began())
+    def retry(self) -> None:
+        """Ask for all parked documents to be tried again."""
+        letters = Letters(self._databases.state, "default")
+        parked = [each.key for each in letters.parked()]
+        with self._databases.client.start_session() as session:
+            letters.make_due(parked, session)
+
+    # --- deployments ----------------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(sorted(TRANSFORMS)), twist=twists)
+    def deploy(self, name: str, twist: int) -> None:
+        """Start with a transform that is new, or whose code is another one."""
+        self._leave()
+        before = self._twists.get(name, twist)
+        self._plug(self._twists | {name: twist})
+        if before != twist:
+            self._outdate(name)
+        self._do(Stepped.open)
+
+    @rule(name=st.sampled_from(["users", "more"]))
+    def unplug(self, name: str) -> None:
+        """Start without a transform."""
+        self._leave()
+        self._plug({each: twist for each, twist in self._twists.items() if each != name})
+        self._outdated = {owner for owner in self._outdated if owner.transform != name}
+        self._do(Stepped.open)
+
+    # --- how ------------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Catch up a last time, and compare; a story that failed already is over."""
+        try:
+            if not self._failed and self._twists:
+                self.catch_up()
+        finally:
+            self._leave()
+            if self._zombie:
+                self._zombie.end()
+
+    def _write(self, operations: Iterable[Operation], session: ClientSession | None) -> None:
+        for operation in operations:
+            operation.apply(self._databases, session)
+            self._touch(operation.source, operation.key)
+
+    def _touch(self, source: str, key: Any) -> None:
+        self._outdated -= {Owner(name, identity(key)) for name in self._names(source)}
+
+    def _forget(self, source: str) -> None:
+        names = self._names(source)
+        self._outdated = {owner for owner in self._outdated if owner.transform not in names}
+
+    def _exists(self, collection: str) -> bool:
+        return collection in self._databases.raw.list_collection_names()
+
+    def _names(self, source: str) -> tuple[str, ...]:
+        return tuple(name for name in sorted(self._twists) if TRANSFORMS[name] == source)
+
+    def _ask(self, job: Job) -> None:
+        if job.transforms:
+            Jobs(self._databases.state, "default").ask([job])
+
+    def _began(self) -> bool:
+        return Checkpoints(self._databases.state).load("default") is not None
+
+    def _commits(self) -> Any:
+        found = self._databases.state.checkpoints.find_one({}) or {}
+        return found.get("fence"), found.get("revision")
+
+    def _plug(self, twists: Mapping[str, int]) -> None:
+        self._twists = dict(twists)
+        code = HEAD + "".join(
+            BODY.format(name=name, source=TRANSFORMS[name], twist=twist)
+            for name, twist in sorted(twists.items())
+        )
+        self._harness.write({"story": code})
+        self._registry = self._story.registries.get(code) or self._harness.registry
+        self._story.registries[code] = self._registry
+
+    def _outdate(self, name: str) -> None:
+        """Under `warn` what is not touched any more may show the old code."""
+        if self._harness.settings["worker.on_change"] == "warn":
+            documents = self._databases.raw[TRANSFORMS[name]].find({}, {"_id": 1})
+            self._outdated |= {Owner(name, identity(each["_id"])) for each in documents}
+
+    def _current(self) -> Stepped:
+        if self._worker is None:
+            databases = self._databases
+            connected = assemble.Databases(databases.raw, databases.derived, databases.state)
+            self._worker = Stepped(Assembled(self._harness.config, connected, self._registry), self._tap)
+        return self._worker
+
+    def _another(self) -> None:
+        self._worker = None
+        self._current().catch_up()
+
+    def _do(self, action: Callable[[Stepped], None]) -> None:
+        self._checked(lambda: action(self._current()))
+
+    def _checked(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except (Crash, LeaseLost, CheckpointMoved):
+            raise
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _leave(self) -> None:
+        if self._worker is not None:
+            self._worker.end()
+        self._worker = None
+
+    def _check(self) -> None:
+        self._checked(lambda: Comparison(self._databases, self._registry, self._outdated).check())
+
+
+class Comparison:
+    """What is stored, against what the documents yield now."""
+
+    def __init__(self, databases: Databases, registry: Registry, outdated: set[Owner]) -> None:
+        self._databases = databases
+        self._registry = registry
+        self._outdated = outdated
+        checkpoint = Checkpoints(databases.state).load("default")
+        assert checkpoint is not None
+        self._frozen = {name for name in checkpoint.detached if databases.raw[name].find_one() is None}
+        assert set(checkpoint.detached) == self._frozen, "detached, and has documents"
+        plugged = registry.transforms
+        assert all(checkpoint.transforms[name].built for name in plugged), "a transform is not built"
+        self._transforms = {n: each for n, each in plugged.items() if each.source not in self._frozen}
+        self._letters = {
+            Owner(each["transform"], identity(each["key"])): LetterKind(each["kind"])
+            for each in databases.state.dead_letters.find({"worker": "default"})
+        }
+        self._holders: dict[Place, Owner] = {}
+        self._stored: dict[Place, tuple[Owner, bytes]] = {}
+        for place, owner, body in self._records():
+            self._holders[place] = owner
+            self._stored[place] = (owner, body)
+
+    def _records(self) -> Iterator[tuple[Place, Owner, bytes]]:
+        for collection in self._registry.collections:
+            for document in self._databases.derived[collection].find():
+                source = document.pop("_src")
+                owner = Owner(source["by"], identity(source["key"]))
+                yield (collection, identity(document["_id"])), owner, encode(document, codec_options=CODEC)
+
+    def check(self) -> None:
+        """Fail unless they are equal."""
+        expected: dict[Place, tuple[Owner, bytes]] = {}
+        claims: dict[Owner, list[Place]] = {}
+        seen = set()
+        for owner, transform, document in self._documents():
+            seen.add(owner)
+            if owner in self._outdated:
+                continue
+            output = derive(transform, document, 1000)
+            kind = self._letters.get(owner)
+            if isinstance(output, Failure):
+                assert kind is LetterKind.FAILED, f"{owner} fails and its letter is {kind}"
+            elif kind is LetterKind.CONTESTED:
+                claims[owner] = [record.place for record in output]
+            else:
+                assert kind is None, f"{owner} is parked as {kind} and can be derived"
+                for record in output:
+                    assert record.place not in expected, f"{record.place} has two owners, none of them parked"
+                    expected[record.place] = (owner, record.body)
+        self._no_letters_of_nobody(seen)
+        self._contests(claims)
+        assert self._comparable() == expected
+
+    def _documents(self) -> Iterator[tuple[Owner, Transform, dict[str, Any]]]:
+        for transform in self._transforms.values():
+            for document in self._databases.raw[transform.source].find():
+                yield Owner(transform.name, identity(document["_id"])), transform, document
+
+    def _no_letters_of_nobody(self, seen: set[Owner]) -> None:
+        for owner in self._letters:
+            assert owner.transform not in self._transforms or owner in seen, f"{owner} is parked and gone"
+
+    def _comparable(self) -> dict[Place, tuple[Owner, bytes]]:
+        kept = self._outdated | self._letters.keys()
+        return {
+            place: each
+            for place, each in self._stored.items()
+            if each[0].transform in self._transforms and each[0] not in kept
+        }
+
+    def _contests(self, claims: Mapping[Owner, Sequence[Place]]) -> None:
+        """Fail unless what each contested document lacks is held by one that keeps it with good reason."""
+        open_claims = dict(claims)
+        while open_claims:
+            justified = [
+                owner for owner, places in open_claims.items() if self._is_kept(places, owner, open_claims)
+            ]
+            assert justified, f"contested without a reason: {open_claims}"
+            for owner in justified:
+                del open_claims[owner]
+
+    def _is_kept(self, places: Iterable[Place], me: Owner, unexplained: Mapping[Owner, object]) -> bool:
+        holders = {self._holders[place] for place in places if place in self._holders} - {me}
+        return any(
+            holder.transform in self._registry.transforms and holder not in unexplained for holder in holders
+        )
+
+
+def _crash() -> None:
+    raise Crash
+
+
+def _empty(databases: Databases) -> None:
+    for database in databases:
+        for name in database.list_collection_names():
+            database[name].delete_many({})
+    databases.raw[ASIDE].drop()
+    for name in set(SOURCES) - set(databases.raw.list_collection_names()):
+        databases.raw.create_collection(name)
+
+
+@pytest.mark.timeout(7200)
+def test_the_promise(databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every catch-up of any story, derived equals recomputed and letters name what is parked."""
+    monkeypatch.setattr(worker, "LOOK_SECONDS", 0)
+    story = Story(databases, tmp_path / "modules", {})
+    run_state_machine_as_test(
+        partial(Promise, story),  # type: ignore[arg-type]  # called, whatever its annotation says
+        settings=settings(
+            max_examples=int(__import__("os").environ.get("EX", "20")) * SOAK,
+            stateful_step_count=int(__import__("os").environ.get("STEPS", "30")),
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+        ),
+    )

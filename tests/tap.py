@@ -1,0 +1,99 @@
+"""Interrupting a worker at a point of its commits."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pymongo.client_session import ClientSession
+
+from distributary.derive.plan import Desired
+from distributary.ports import CheckpointStore, Finish, Outcome, Sink
+from distributary.state import Checkpoint
+
+#: Where a commit may be interrupted, in its order.
+POINTS = (
+    "before the transaction",
+    "after the records",
+    "before the checkpoint",
+    "before the commit",
+    "after the commit",
+)
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@dataclass
+class Tap:
+    """Does something when the worker comes to a point of a commit; `commits` are let through before."""
+
+    point: str = ""
+    commits: int = 0
+    action: Callable[[], None] = lambda: None
+
+    def reach(self, point: str) -> None:
+        """Come to a point: the action is done once."""
+        if point != self.point:
+            return
+        self.commits -= 1
+        if self.commits < 0:
+            self.point = ""
+            self.action()
+
+
+@dataclass(frozen=True)
+class TappedSink:
+    """A sink whose transactions come to the points of a tap."""
+
+    sink: Sink
+    tap: Tap
+
+    def write(
+        self,
+        desired: Sequence[Desired],
+        collections: Mapping[str, Collection[str]],
+        finish: Finish,
+        foreign: Sequence[tuple[str, Any]] = (),
+        unplugged: Collection[str] = (),
+    ) -> Outcome:
+        """Write, and come to points on the way."""
+
+        def tapped(session: ClientSession, outcome: Outcome) -> None:
+            self.tap.reach("after the records")
+            finish(session, outcome)
+            self.tap.reach("before the commit")
+
+        self.tap.reach("before the transaction")
+        outcome = self.sink.write(desired, collections, tapped, foreign, unplugged)
+        self.tap.reach("after the commit")
+        return outcome
+
+    def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
+        """Give source keys."""
+        return self.sink.swept(collection, transform, after, limit)
+
+
+@dataclass(frozen=True)
+class TappedCheckpoints:
+    """Checkpoints whose saving comes to a point of a tap."""
+
+    store: CheckpointStore
+    tap: Tap
+
+    def load(self, worker: str) -> Checkpoint | None:
+        """Give a worker's checkpoint."""
+        return self.store.load(worker)
+
+    def raise_fence(self, worker: str) -> int:
+        """Raise the fence."""
+        return self.store.raise_fence(worker)
+
+    def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> Checkpoint:
+        """Save, and come to a point before."""
+        self.tap.reach("before the checkpoint")
+        return self.store.save(checkpoint, fence, session)
+
+    def claimed(self, worker: str) -> Mapping[str, str]:
+        """Give what other workers write."""
+        return self.store.claimed(worker)
