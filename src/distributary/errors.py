@@ -74,8 +74,8 @@ class EnvironmentFault(DistributaryError):
 
 #: What to do about a position that is lost, where it is not made good by itself.
 POSITION_CURE = (
-    'Set worker.on_lost_position = "resync" to derive everything again, or give the worker another name to '
-    "start anew."
+    'Set worker.on_lost_position = "resync" to derive everything again, or start anew with an empty state '
+    "database and an empty derived database."
 )
 
 

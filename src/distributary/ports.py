@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 from typing import Any, NamedTuple, Protocol, overload
 
 from bson import Timestamp, decode
@@ -10,6 +12,7 @@ from pymongo.client_session import ClientSession
 
 from distributary.change import CODEC, Change, CollectionChange, Position
 from distributary.derive.plan import Contest, Desired
+from distributary.excerpt import excerpt
 from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter
 
 
@@ -65,33 +68,19 @@ class Encoded(Sequence[dict[str, Any]]):
 
     def keys(self) -> list[Any]:
         """Give the keys of the documents."""
-        return [_key(each) for each in self._documents]
+        return [excerpt(each, ("_id",))["_id"] for each in self._documents]
+
+    def fit(self, most: int | None) -> int:
+        """Give how many of the first documents have so many bytes at most; one always fits."""
+        if most is None:
+            return len(self)
+        within = takewhile(most.__ge__, accumulate(map(len, self._documents)))
+        return max(min(1, len(self)), sum(1 for _ in within))
 
     @property
     def size(self) -> int:
         """The documents' size in bytes."""
         return sum(map(len, self._documents))
-
-
-#: Bytes of a value by its BSON type, where that has one size (bsonspec.org).
-_SIZES = {0x01: 8, 0x07: 12, 0x08: 1, 0x09: 8, 0x10: 4, 0x11: 8, 0x12: 8, 0x13: 16}
-
-#: Types whose value begins with its length, and what the value takes beside that length.
-_MEASURED = {0x02: 4, 0x03: 0, 0x05: 5}
-
-#: Where the value of the first field, `_id`, begins.
-_VALUE = 9
-
-
-def _key(document: bytes) -> Any:
-    """Decode the key of a stored document alone; it is the first field."""
-    size = _SIZES.get(document[4])
-    if size is None and document[4] in _MEASURED:
-        size = int.from_bytes(document[_VALUE : _VALUE + 4], "little") + _MEASURED[document[4]]
-    if size is None or bytes(document[5:_VALUE]) != b"_id\0":
-        return decode(document, CODEC)["_id"]
-    element = bytes(document[4 : _VALUE + size])
-    return decode((len(element) + 5).to_bytes(4, "little") + element + b"\0", CODEC)["_id"]
 
 
 class Snapshot(NamedTuple):
@@ -102,10 +91,10 @@ class Snapshot(NamedTuple):
 
     @property
     def keys(self) -> list[Any]:
-        """The keys of the documents, in their order."""
+        """The keys of the documents, in their order, out of reach of a transform that changes its document."""
         if isinstance(self.documents, Encoded):
             return self.documents.keys()
-        return [each["_id"] for each in self.documents]
+        return [deepcopy(each["_id"]) for each in self.documents]
 
     @property
     def size(self) -> int:

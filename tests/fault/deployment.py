@@ -8,12 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 from pymongo import MongoClient
-from tests.conftest import Client, Databases
-from tests.harness import Harness
 
 from distributary.assemble import Assembled
 from distributary.change import CODEC
 from distributary.engine.worker import Goal
+from tests.conftest import Client, Databases
+from tests.harness import Harness
 
 #: The name under which the worker is known to the server; failpoints are limited to it.
 WORKER = "distributary"
@@ -26,10 +26,9 @@ PROMPT = "heartbeatFrequencyMS=500"
 def databases_of(uri: str) -> Iterator[Databases]:
     """Give fresh databases on a server; the server is expected to be thrown away."""
     unique = uuid4().hex[:12]
-    client: Client
-    with MongoClient(uri) as client:
+    with MongoClient[dict[str, Any]](uri) as client:
         names = [f"{role}_{unique}" for role in ("raw", "derived", "state")]
-        raw, derived, state = (client.get_database(name, codec_options=CODEC) for name in names)
+        raw, derived, state = (client.get_database(name, CODEC) for name in names)
         yield Databases(f"{uri}&{PROMPT}", client, raw, derived, state)
 
 
@@ -48,7 +47,9 @@ class Failpoint:
 
 
 @contextmanager
-def failing(client: Client, commands: Sequence[str], mode: Any, fault: Mapping[str, Any]) -> Iterator[Failpoint]:
+def failing(
+    client: Client, commands: Sequence[str], mode: Any, fault: Mapping[str, Any]
+) -> Iterator[Failpoint]:
     """Let a worker's commands fail inside; `mode` is the failpoint's."""
     data = {"failCommands": list(commands), "appName": WORKER, **fault}
     set_so = client.admin.command("configureFailPoint", "failCommand", mode=mode, data=data)

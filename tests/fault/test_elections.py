@@ -10,11 +10,11 @@ import pytest
 from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 from structlog.testing import capture_logs
+
+from distributary.embedded import EmbeddedMongo, Member
 from tests.conftest import SOAK, Databases, embedded_or_skip, eventually
 from tests.fault.deployment import databases_of, serving
 from tests.harness import Harness
-
-from distributary.embedded import EmbeddedMongo, Member
 
 #: Operations of the load between two faults.
 BETWEEN = 100
@@ -151,25 +151,24 @@ def test_killed_primaries_under_load(cluster: EmbeddedMongo, harness: Harness) -
 
 def test_standbys_survive_an_election(cluster: EmbeddedMongo, harness: Harness) -> None:
     """Of two workers one works and one waits; both do so after an election, and the second takes over."""
-    with Load(harness.databases).running() as load:
-        with serving(harness) as first:
-            eventually(lambda: first.holder() is not None)
-            with serving(harness) as second:
-                load.passes(BETWEEN)
-                step_down(cluster)
-                load.passes(BETWEEN)
-                first.stop.set()
-                before = first.checkpoint()
-                assert before is not None
+    with Load(harness.databases).running() as load, serving(harness) as first:
+        eventually(lambda: first.holder() is not None)
+        with serving(harness) as second:
+            load.passes(BETWEEN)
+            step_down(cluster)
+            load.passes(BETWEEN)
+            first.stop.set()
+            before = first.checkpoint()
+            assert before is not None
 
-                def taken_over() -> bool:
-                    now = second.checkpoint()
-                    return now is not None and now.position.time > before.position.time
+            def taken_over() -> bool:
+                now = second.checkpoint()
+                return now is not None and now.position.time > before.position.time
 
-                load.passes(BETWEEN)
-                eventually(taken_over, 60)
-                load._over.set()
-                settled(harness)
+            load.passes(BETWEEN)
+            eventually(taken_over, 60)
+            load._over.set()
+            settled(harness)
 
 
 def test_a_restarted_server(single: EmbeddedMongo, tmp_path: Path) -> None:

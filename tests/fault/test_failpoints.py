@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from pymongo.errors import OperationFailure
 from structlog.testing import capture_logs
+
+from distributary.embedded import EmbeddedMongo
 from tests.conftest import SOAK, Databases, embedded_or_skip, eventually
 from tests.fault.deployment import Failpoint, databases_of, failing, serving
 from tests.fault.launcher import Launcher
 from tests.harness import Harness
-
-from distributary.embedded import EmbeddedMongo
 
 #: What passes by itself. Labels are left to the server, which adds those that belong to command and code.
 PASSING: Mapping[str, Mapping[str, Any]] = {
@@ -74,7 +74,12 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 def order(number: int, lines: int = 2) -> dict[str, Any]:
     """Give a raw order."""
-    return {"_id": number, "customer": f"c{number % 3}", "total": number, "skus": [f"s{n}" for n in range(lines)]}
+    return {
+        "_id": number,
+        "customer": f"c{number % 3}",
+        "total": number,
+        "skus": [f"s{n}" for n in range(lines)],
+    }
 
 
 class Load:
@@ -159,7 +164,9 @@ def test_an_abort_that_fails_harms_nothing(harness: Harness) -> None:
     with serving(harness):
         load.change()
         load.settle()
-        with failing(client, ["insert", "abortTransaction"], {"times": 4}, {"closeConnection": True}) as failpoint:
+        with failing(
+            client, ["insert", "abortTransaction"], {"times": 4}, {"closeConnection": True}
+        ) as failpoint:
             load.hit(failpoint, 4)
         load.settle()
 
@@ -248,7 +255,7 @@ def test_a_lost_position_is_made_good_and_reported(harness: Harness, command: st
 
 
 def test_the_report_of_a_gap_counts_what_was_repaired(harness: Harness) -> None:
-    """Documents that were looked at, and records that were written and removed for changes that nobody saw, are counted."""
+    """Documents looked at, and records written and removed for changes that nobody saw, are counted."""
     orders = harness.databases.raw.orders
     orders.insert_many([order(number) for number in range(5)])
     harness.catch_up()

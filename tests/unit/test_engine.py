@@ -689,6 +689,8 @@ def test_a_transform_that_is_left_out_is_unplugged_and_built_anew_when_it_is_bac
     """Its entry stays, so that its collections are known."""
     away = begin.resumed(wanted(made("users", "users")), before(made(), made("users", "users"))).checkpoint
     assert (away.transforms["orders"].built, away.transforms["orders"].unplugged) == (False, True)
+    assert begin.resumed(wanted(made("users", "users")), before(made(), made("users", "users"))).freed
+    assert not begin.resumed(wanted(made("users", "users")), away).freed
     back = begin.resumed(wanted(made(), made("users", "users")), away)
     assert [job.transforms for job in back.jobs] == [("orders",)]
     assert not back.checkpoint.transforms["orders"].unplugged

@@ -24,7 +24,7 @@ class Section(BaseModel):
 class Source(Section):
     """The raw database, whose change stream is read."""
 
-    uri: Uri = Field(description="Connection string of the raw deployment, a replica set or sharded cluster.")
+    uri: Uri = Field(description="Connection string of the raw deployment, a replica set.")
     database: Database = Field(description="Name of the database with the raw collections.")
 
 
@@ -82,7 +82,7 @@ class Worker(Section):
     )
     on_change: Literal["warn", "rebuild"] = Field(
         default="warn",
-        description="When the code of a transform changed: `warn`, or `rebuild` its collections.",
+        description="When the code of a transform changed: `warn`, or `rebuild`, which derives all its documents again.",
     )
     lease_seconds: Duration = Field(
         default=10, description="Seconds after which another worker may take over from one that fell silent."

@@ -46,12 +46,19 @@ def derive_all(
     result = Derived([], [])
     size = 0
     for item in documents:
-        found = transforms.get(item.collection, ())
-        for transform, document in zip(found, _copies(item.document, len(found)), strict=True):
-            size += _derive_one(transform, item, document, epoch, limit, result)
+        size += _derive_document(item, transforms.get(item.collection, ()), epoch, limit, result)
         if size >= most:
             break
+        del item  # before the next one is decoded
     return result
+
+
+def _derive_document(
+    item: Latest, transforms: Sequence[Transform], epoch: int, limit: int, result: Derived
+) -> int:
+    """Derive one document through its transforms, and give the size of what it yields."""
+    copies = zip(transforms, _copies(item.document, len(transforms)), strict=True)
+    return sum([_derive_one(each, item, document, epoch, limit, result) for each, document in copies])
 
 
 def _derive_one(

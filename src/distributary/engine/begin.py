@@ -34,12 +34,16 @@ class Wanted:
 
 
 class Beginning(NamedTuple):
-    """A checkpoint to commit first, where the stream opens, the jobs to ask for, and changed transforms."""
+    """A checkpoint to commit first, where the stream opens, the jobs to ask for, and changed transforms.
+
+    `freed` says that a transform was left out since, so that its records hold no key any more.
+    """
 
     checkpoint: Checkpoint
     start: Start
     jobs: list[Job]
     changed: list[str]
+    freed: bool = False
 
 
 def first(wanted: Wanted, position: Position) -> Beginning:
@@ -69,10 +73,11 @@ def resumed(wanted: Wanted, before: Checkpoint, open_jobs: Sequence[Job] = ()) -
     if wanted.rebuild:
         asked = {name for job in open_jobs if job.kind is JobKind.BACKFILL for name in job.transforms}
         jobs += backfills(kept, [name for name in changed if name not in asked], "changed code")
-    checkpoint = replace(before, transforms=kept | new, watched=wanted.watched)
+    freed = any(built.unplugged and not known[name].unplugged for name, built in kept.items())
+    checkpoint, time = replace(before, transforms=kept | new, watched=wanted.watched), before.position.time
     if before.watched == wanted.watched:
-        return Beginning(checkpoint, Start(token=before.position.token), jobs, changed)
-    return Beginning(checkpoint.seen(before.position.time), Start(time=before.position.time), jobs, changed)
+        return Beginning(checkpoint, Start(token=before.position.token), jobs, changed, freed)
+    return Beginning(checkpoint.seen(time), Start(time=time), jobs, changed, freed)
 
 
 def _refuse_other_source(wanted: Wanted, before: Checkpoint) -> None:
@@ -81,7 +86,7 @@ def _refuse_other_source(wanted: Wanted, before: Checkpoint) -> None:
             f"The checkpoint of worker {wanted.worker!r} belongs to another source "
             f"({before.source.set_name}/{before.source.database}, now {wanted.source.set_name}/"
             f"{wanted.source.database}): its position means nothing here.",
-            "Point `source` at the old deployment again, or give this worker another `worker.name`.",
+            "Point `source` at the old deployment again, or use an empty state database and an empty derived one.",
         )
 
 

@@ -37,7 +37,7 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is committed together; `retry` says that it was parked before."""
+    """What is committed together; `retry` says that it was parked before, `due` what is to be tried again."""
 
     desired: Sequence[Desired]
     letters: Sequence[Letter]
@@ -46,6 +46,7 @@ class Work:
     progress: Job | None = None
     foreign: Sequence[tuple[str, object]] = ()
     retry: bool = False
+    due: Sequence[LetterKey] = ()
 
 
 class Finished(NamedTuple):
@@ -84,9 +85,15 @@ class Committer:
         """Give the source keys that are parked for a transform."""
         return [each.key.key for each in self._parked.values() if each.key.transform == transform]
 
-    def begin(self, asked: Sequence[Job]) -> None:
-        """Commit the checkpoint that the worker starts from, with the jobs that it asks for."""
-        self._commit(Work([], [], self.checkpoint, asked))
+    def begin(self, asked: Sequence[Job], *, freed: bool = False) -> None:
+        """Commit the checkpoint that the worker starts from, with the jobs that it asks for.
+
+        `freed` says that keys may be free now that were not: contested documents are tried again.
+        """
+        due = (
+            [each.key for each in self._parked.values() if each.kind is LetterKind.CONTESTED] if freed else []
+        )
+        self._commit(Work([], [], self.checkpoint, asked, due=due))
 
     def batch(self, prepared: Prepared, *, purge: bool) -> Outcome:
         """Commit a batch of the stream and move the position behind it."""
@@ -203,7 +210,8 @@ class Committer:
         resolved = self._resolved(work.desired, lost)
         self._stores.letters.resolve(resolved, session)
         self._stores.letters.put(letters, session)
-        self._stores.letters.make_due([self._parked[each].key for each in set(rivals.values())], session)
+        rivalling = [self._parked[each].key for each in set(rivals.values())]
+        self._stores.letters.make_due([*work.due, *rivalling], session)
         if outcome.released and any(each.kind is LetterKind.CONTESTED for each in self._parked.values()):
             self._stores.letters.release(outcome.released, session)
         self._stores.jobs.ask(work.asked, session)

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from math import inf
@@ -60,7 +59,7 @@ KEYS = 5000
 
 @dataclass(slots=True)
 class Appetite:
-    """How many documents are read at once: as many as fitted lately, and then more again."""
+    """How many documents are read at once: as many as fitted lately, and more again where there was room."""
 
     keys: int = KEYS
 
@@ -69,7 +68,7 @@ class Appetite:
         self.keys = fit
 
     def more(self) -> None:
-        """Learn that all of them fitted."""
+        """Learn that twice as many would have fitted."""
         self.keys = min(KEYS, 2 * self.keys)
 
 
@@ -137,7 +136,7 @@ class Derivation:
     ) -> Derived:
         """Derive documents that were read for a job; those of `keys` that are missing are gone."""
         present = {identity(key) for key in snapshot.keys} if keys else set()
-        found = (_latest(collection, key_of(each), snapshot.time, each) for each in snapshot.documents)
+        found = _found(collection, snapshot)
         missing = (
             _latest(collection, key, snapshot.time, None) for key in keys if identity(key) not in present
         )
@@ -150,8 +149,7 @@ class Derivation:
         done = 0
         while done < len(snapshot.documents):
             count = _Count()
-            some = (snapshot.documents[index] for index in range(done, len(snapshot.documents)))
-            found = (_latest(collection, key_of(each), snapshot.time, each) for each in some)
+            found = _found(collection, Snapshot(snapshot.time, snapshot.documents[done:]))
             derived = self._derived(collection, count.over(found), names, self.most)
             done += count.seen
             yield done, derived
@@ -200,6 +198,7 @@ class _Reading:
             if state is not None:
                 self.states.append((_place(item), state.time))
                 yield state
+            del state  # before the next one is decoded
 
     def _state(self, item: Latest) -> Latest | None:
         """Give a document that has to be read; none when its collection was dropped: it is left as it is."""
@@ -219,15 +218,16 @@ class _Reading:
             some = unread[: self._appetite.keys]
             self._read, self._found = {}, {}
             try:
-                self._fetch(some)
+                size = self._fetch(some)
             except TooMuch as error:
                 self._appetite.less(error.fit)
             else:
-                if len(some) == self._appetite.keys:
+                if len(some) == self._appetite.keys and 2 * size <= self._most:
                     self._appetite.more()
                 return
 
-    def _fetch(self, items: Sequence[Latest]) -> None:
+    def _fetch(self, items: Sequence[Latest]) -> int:
+        """Read documents, and give their size."""
         size = 0
         for (late, collection), some in self._grouped(items):
             snapshot = self._documents.fetch(collection, [item.key for item in some], self._at[late])
@@ -236,6 +236,7 @@ class _Reading:
             if size > self._most and len(items) > 1:
                 raise TooMuch(len(items) // 2)
             self._keep(collection, some, snapshot)
+        return size
 
     def _grouped(self, items: Iterable[Latest]) -> Iterable[tuple[tuple[bool, str], list[Latest]]]:
         grouped: dict[tuple[bool, str], list[Latest]] = defaultdict(list)
@@ -263,6 +264,7 @@ class _Count:
         for item in items:
             self.seen += 1
             yield item
+            del item  # before the next one is decoded
 
 
 def _is_unread(item: Latest) -> bool:
@@ -304,10 +306,10 @@ def _halves(batch: Batch, cut: int, without: Collection[Place]) -> tuple[Batch, 
     return head, batch._replace(changes=[each for each in changes[cut:] if _changed(each) not in without])
 
 
-def key_of(document: dict[str, Any]) -> Any:
-    """Give a document's key, out of reach of a transform that changes the document."""
-    key = document["_id"]
-    return deepcopy(key) if isinstance(key, dict) else key
+def _found(collection: str, snapshot: Snapshot) -> Iterator[Latest]:
+    """Give documents that were read, each decoded when it is asked for."""
+    for index, key in enumerate(snapshot.keys):
+        yield _latest(collection, key, snapshot.time, snapshot.documents[index])
 
 
 def _latest(collection: str, key: Any, time: Timestamp, document: dict[str, Any] | None) -> Latest:

@@ -47,6 +47,7 @@ class Slow:
             for document in documents:
                 self._begun[thread] = _Begun(document, self._clock())
                 yield document
+                del self._begun[thread], document  # before the next one is decoded
         finally:
             self._begun.pop(thread, None)
 

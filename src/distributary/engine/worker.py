@@ -161,7 +161,7 @@ class Worker:
         checkpoint, breaker = beginning.checkpoint, Breaker(*self._settings.breaker)
         self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
         committer = Committer(self._parts.stores, self._wanted.transforms, checkpoint, self._fence, breaker)
-        committer.begin(beginning.jobs)
+        committer.begin(beginning.jobs, freed=beginning.freed)
         self._lost = False
         log.info(
             "tailing",

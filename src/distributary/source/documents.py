@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
-from itertools import accumulate, takewhile
 from threading import Lock
 from typing import Any
 
@@ -46,8 +45,8 @@ def run_raw(
 class Documents:
     """Reads the documents of one database by key or in key order.
 
-    `most` is the number of bytes above which `fetch` raises `TooMuch`. They are counted after each reply of the
-    server, of at most 16 MB, so that so much more may be held for a moment.
+    `most` is the number of bytes above which `fetch` raises `TooMuch` and `scan` gives fewer documents. They are
+    counted after each reply of the server, of at most 16 MB, so that so much more may be held for a moment.
     """
 
     def __init__(self, database: Database[Any], most: int | None = None) -> None:
@@ -70,11 +69,11 @@ class Documents:
         query = _by_key(keys)
         if at is not None:
             try:
-                return self._find(collection, query, at)
+                return Snapshot(*self._find(collection, query, at, self._most))
             except OperationFailure as error:
                 if error.code not in GONE_SNAPSHOT:
                     raise
-        return self._find(collection, query)
+        return Snapshot(*self._find(collection, query, most=self._most))
 
     def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
         """Read at most `limit` documents behind the key in `after` and `skip` more, in BSON order of mixed types.
@@ -85,11 +84,13 @@ class Documents:
         query: Document = {"hint": {"_id": 1}, "sort": {"_id": 1}, "singleBatch": True}
         if after:
             query |= {"min": {"_id": after[0]}, "filter": {"_id": {"$ne": after[0]}}}
-        return self._find(collection, query | {"skip": skip, "limit": limit, "batchSize": limit})
+        query |= {"skip": skip, "limit": limit, "batchSize": limit}
+        time, documents = self._find(collection, query)
+        return Snapshot(time, documents[: documents.fit(self._most)])
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist: documents of `_id` only."""
-        return self._find(collection, _by_key(keys) | {"projection": {"_id": 1}})
+        return Snapshot(*self._find(collection, _by_key(keys) | {"projection": {"_id": 1}}))
 
     def exists(self, collection: str) -> bool:
         """Whether there is such a collection now."""
@@ -99,8 +100,10 @@ class Documents:
         """Estimate the number of documents from the collection's metadata."""
         return self._database[collection].estimated_document_count()
 
-    def _find(self, collection: str, query: Document, at: Timestamp | None = None) -> Snapshot:
-        """Read as of one cluster time.
+    def _find(
+        self, collection: str, query: Document, at: Timestamp | None = None, most: int | None = None
+    ) -> tuple[Timestamp, Encoded]:
+        """Read as of one cluster time, at `most` so many bytes.
 
         The server names none for a collection that does not exist: then it is that of the reply, which may be
         later than the read, and no document shows it.
@@ -117,10 +120,11 @@ class Documents:
             with closing(self._replies(collection, cursor, session)) as replies:
                 for some in replies:
                     documents += some
-                    self._bound(documents)
+                    if (fit := Encoded(documents).fit(most)) < len(documents):
+                        raise TooMuch(fit)
             time: Any = cursor.get("atClusterTime") or at or session.operation_time
         self.not_before(time)
-        return Snapshot(time, Encoded(documents))
+        return time, Encoded(documents)
 
     def _replies(
         self, collection: str, cursor: Any, session: ClientSession
@@ -138,14 +142,6 @@ class Documents:
             if cursor_id:
                 with suppress(PyMongoError):  # the server closes it by itself
                     self._database.command("killCursors", collection, cursors=[cursor_id], session=session)
-
-    def _bound(self, documents: Sequence[bytes]) -> None:
-        """Refuse to hold more than the bound, unless it is one document."""
-        if self._most is None or len(documents) == 1:
-            return
-        within = takewhile(self._most.__ge__, accumulate(map(len, documents)))
-        if (fit := len(list(within))) < len(documents):
-            raise TooMuch(fit)
 
 
 def _by_key(keys: Sequence[Any]) -> Document:

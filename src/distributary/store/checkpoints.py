@@ -55,7 +55,7 @@ def from_document(document: Document) -> Checkpoint:
         raise Failed(
             f"The checkpoint of worker {document['_id']!r} has format {document['format']}; "
             f"this release reads up to {FORMAT}.",
-            "Run the newer release again, or give this worker another `worker.name`.",
+            "Run the newer release again.",
         )
     return Checkpoint(
         worker=document["_id"],
