@@ -82,7 +82,7 @@ class Worker(Section):
     )
     on_change: Literal["warn", "rebuild"] = Field(
         default="warn",
-        description="When the code of a transform changed: `warn`, or `rebuild`, which derives all its documents again.",
+        description="When the code of a transform changed: `warn`, or `rebuild`, which derives everything again.",
     )
     lease_seconds: Duration = Field(
         default=10, description="Seconds after which another worker may take over from one that fell silent."
