@@ -9,6 +9,7 @@ the real one, taken by hand, so that a story can be told again and shrinks to it
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -236,7 +237,7 @@ class Promise(RuleBasedStateMachine):
     def work(self, steps: list[str]) -> None:
         """Read a reply of the stream ahead, derive a batch ahead, commit one and do a slice of a job."""
         for each in steps:
-            self._do(lambda worker, each=each: getattr(worker, each)())
+            self._do(methodcaller(each))
 
     @rule()
     def catch_up(self) -> None:

@@ -36,7 +36,7 @@ REFUSALS = 4
 QUERY_KEYS = 5000
 
 #: Bytes of stored records that one transaction learns; where the documents of a batch have more, it is halved.
-LEARN_BYTES = 48 * 1024 * 1024
+LEARN_BYTES = 32 * 1024 * 1024
 
 #: Bytes of a reply up to which its records are decoded, all at once; of a larger one only what is looked at.
 DECODE_BYTES = 1024 * 1024

@@ -52,6 +52,7 @@ class Documents:
     def __init__(self, database: Database[Any], most: int | None = None) -> None:
         self._database = database
         self._most = most
+        self._scanned: dict[str, int] = {}
         self._lock = Lock()
         self._newest = BEGINNING
 
@@ -84,9 +85,12 @@ class Documents:
         query: Document = {"hint": {"_id": 1}, "sort": {"_id": 1}, "singleBatch": True}
         if after:
             query |= {"min": {"_id": after[0]}, "filter": {"_id": {"$ne": after[0]}}}
+        limit = min(limit, self._scanned.get(collection, limit))
         query |= {"skip": skip, "limit": limit, "batchSize": limit}
         time, documents = self._find(collection, query)
-        return Snapshot(time, documents[: documents.fit(self._most)])
+        fit = documents.fit(self._most)
+        self._scanned[collection] = fit if fit < len(documents) else 2 * limit
+        return Snapshot(time, documents[:fit])
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist: documents of `_id` only."""

@@ -18,11 +18,9 @@ LOST = frozenset({286, 260, 280})
 #: A source transaction of up to this many times the batch's changes, and up to its bytes, is kept in one batch.
 WHOLE = 4
 
-#: A reply should have at most this part of a batch's bytes; decoded, it takes many times that.
+#: A reply should have at most this part of a batch's bytes; decoded, it takes many times that. How many changes that
+#: is, the reply before tells: where documents suddenly are larger, a reply may have up to 16 MB.
 PART = 4
-
-#: Changes in the first reply, whose sizes are not known.
-FIRST = 500
 
 #: BSONObjectTooLarge: a change with what it carries is more than a reply holds.
 _TOO_LARGE = 10334
@@ -80,7 +78,7 @@ class Stream:
         self._carry_bytes = carry_bytes
         self._batch_changes = batch_changes
         self._batch_bytes = batch_bytes
-        self._count = min(FIRST, batch_changes)
+        self._count = self._bounded(batch_bytes // PART // max(1, carry_bytes))
         self._session = database.client.start_session()
         self._cursor_id = 0
         self._token = ""
@@ -136,8 +134,10 @@ class Stream:
     def _expect(self, changes: int, size: int) -> None:
         """Ask next for as many changes as may fill a part of a batch's bytes, going by the last reply's."""
         if changes:
-            fit = changes * self._batch_bytes // PART // size
-            self._count = min(self._batch_changes, max(2, fit))
+            self._count = self._bounded(changes * self._batch_bytes // PART // size)
+
+    def _bounded(self, changes: int) -> int:
+        return min(self._batch_changes, max(2, changes))
 
     def _carry_nothing(self) -> list[Batch]:
         """Open the stream again without documents: all of them are read instead."""
