@@ -39,7 +39,7 @@ QUERY_KEYS = 5000
 LEARN_BYTES = 32 * 1024 * 1024
 
 #: Bytes of a reply up to which its records are decoded, all at once; of a larger one only what is looked at.
-DECODE_BYTES = 1024 * 1024
+DECODE_BYTES = 4 * 1024 * 1024
 
 _DUPLICATE_KEY = 11000
 
