@@ -26,14 +26,20 @@ class Crash(BaseException):
 
 @dataclass
 class Tap:
-    """Does something when the worker comes to a point of a commit; `commits` are let through before."""
+    """Does something when the worker comes to a point of a commit; `commits` are let through before.
+
+    `committed` is done after every commit.
+    """
 
     point: str = ""
     commits: int = 0
     action: Callable[[], None] = lambda: None
+    committed: Callable[[], None] = lambda: None
 
     def reach(self, point: str) -> None:
         """Come to a point: the action is done once."""
+        if point == POINTS[-1]:
+            self.committed()
         if point != self.point:
             return
         self.commits -= 1

@@ -41,6 +41,7 @@ class ByHand(Pipeline):
 
     def start(self) -> None:
         """Have room for whatever is read; nothing starts."""
+        self.held = False
         self._read = Queue()
         self._ready = Queue()
 
@@ -61,8 +62,8 @@ class ByHand(Pipeline):
         return batch is not None
 
     def next(self, timeout: float) -> Prepared | None:  # noqa: ARG002 - nothing is waited for
-        """Give the next batch, without waiting."""
-        return super().next(0) if self._ready.qsize() else None
+        """Give the next batch, without waiting; none while it is held back."""
+        return super().next(0) if self._ready.qsize() and not self.held else None
 
     def close(self) -> None:
         """Nothing was started."""
@@ -124,6 +125,19 @@ class Stepped:
         """Commit the next batch that is derived, if there is one, and do a slice of the job at hand."""
         self._judged(_Tail._step)
 
+    def slice(self) -> None:
+        """Do a slice of the job at hand, while what is derived waits."""
+        self._judged(_slice)
+
+    def do_job(self) -> None:
+        """Do slices until no job is at hand, while what is derived waits."""
+        self.slice()
+        for _ in range(PATIENCE):
+            if self._tail is None or self._tail._job is None:
+                return
+            self.slice()
+        raise AssertionError("the job does not end")
+
     def catch_up(self) -> None:
         """Go on until everything until now is committed, no job is left and nothing is worth a retry."""
         goal = self._goal()
@@ -162,6 +176,14 @@ class Stepped:
         if self._tail is not None:
             self._drop()
         self.session.end_session()
+
+
+def _slice(tail: _Tail) -> None:
+    _hand(tail).held = True
+    try:
+        tail._step()
+    finally:
+        _hand(tail).held = False
 
 
 def _hand(tail: _Tail) -> ByHand:

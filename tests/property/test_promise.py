@@ -7,14 +7,13 @@ the real one, taken by hand, so that a story can be told again and shrinks to it
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from bson import encode
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -28,7 +27,7 @@ from pymongo.client_session import ClientSession
 
 from distributary import assemble
 from distributary.assemble import Assembled
-from distributary.change import CODEC, identity
+from distributary.change import identity
 from distributary.derive.plan import Owner
 from distributary.derive.records import Place
 from distributary.derive.registry import Registry
@@ -41,6 +40,7 @@ from distributary.store.jobs import Jobs
 from distributary.store.letters import Letters
 from tests.conftest import SOAK, Databases
 from tests.harness import Harness
+from tests.property.past import Past, Shown, shown
 from tests.property.stepped import Stepped, expire
 from tests.tap import POINTS, Crash, Tap
 
@@ -124,6 +124,10 @@ class Delete(NamedTuple):
 
 Operation = Put | Set | Delete
 
+#: What a worker does: read a reply ahead, derive a batch ahead, commit it, do a slice of a job before that or all
+#: of one; and what it may be asked for meanwhile.
+STEPS = ("read", "derive", "step", "slice", "do_job", "ask")
+
 source_names = st.sampled_from(SOURCES)
 keys = st.sampled_from([1, 2, "a"])
 values = st.integers(0, 1)
@@ -159,7 +163,8 @@ class Promise(RuleBasedStateMachine):
         self._story = story
         self._databases = story.databases
         self._harness = Harness(story.databases, story.folder, {})
-        self._tap = Tap()
+        self._past = Past()
+        self._tap = Tap(committed=self._look_back)
         self._worker: Stepped | None = None
         self._zombie: Stepped | None = None
         self._twists: dict[str, int] = {}
@@ -191,8 +196,7 @@ class Promise(RuleBasedStateMachine):
             "dead_letters.max_in_window": "0",
         }
         self._plug({"orders": 0, "users": 0})
-        for each in existing:
-            each.apply(self._databases, None)
+        self._write(existing, None)
 
     # --- the source -----------------------------------------------------------------------------------------
 
@@ -215,29 +219,33 @@ class Promise(RuleBasedStateMachine):
     @rule(source=source_names, replaced_by=st.none() | st.lists(puts, max_size=3))
     def drop(self, source: str, replaced_by: list[Put] | None) -> None:
         """Drop a source collection, or rename another one onto it, which a third was renamed to before."""
-        raw = self._databases.raw
+        raw, before = self._databases.raw, self._keys(source)
         for each in replaced_by or []:
             each._replace(source=ASIDE).apply(self._databases, None)
         if replaced_by is None or not self._exists(ASIDE):
             raw[source].drop()
         else:
             raw[ASIDE].rename(source, dropTarget=True)
-        self._forget(source)
+        self._note(source, before + self._keys(source))
 
     @rule(source=source_names)
     def rename_away(self, source: str) -> None:
         """Rename a source collection."""
+        before = self._keys(source)
         if self._exists(source):
             self._databases.raw[source].rename(ASIDE, dropTarget=True)
-            self._forget(source)
+            self._note(source, before)
 
     # --- the worker -----------------------------------------------------------------------------------------
 
-    @rule(steps=st.lists(st.sampled_from(["read", "derive", "step"]), min_size=1, max_size=6))
+    @rule(steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=6))
     def work(self, steps: list[str]) -> None:
-        """Read a reply of the stream ahead, derive a batch ahead, commit one and do a slice of a job."""
+        """Let the worker take some steps."""
         for each in steps:
-            self._do(methodcaller(each))
+            if each == "ask":
+                self._ask()
+            else:
+                self._do(methodcaller(each))
 
     @rule()
     def catch_up(self) -> None:
@@ -290,7 +298,7 @@ class Promise(RuleBasedStateMachine):
             self._zombie.end()
         self._zombie = paused
 
-    @rule(step=st.sampled_from(["read", "derive", "step"]))
+    @rule(step=st.sampled_from(STEPS[:3]))
     @precondition(lambda self: self._zombie is not None)
     def wake(self, step: str) -> None:
         """Let the worker go on that was paused: it commits nothing."""
@@ -305,19 +313,13 @@ class Promise(RuleBasedStateMachine):
 
     # --- its operator ---------------------------------------------------------------------------------------
 
-    @rule(source=source_names, some=st.none() | st.lists(keys, min_size=1, unique=True))
+    @rule(source=source_names, some=st.lists(keys, min_size=1, unique=True))
     @precondition(lambda self: self._began())
-    def derive_again(self, source: str, some: list[Any] | None) -> None:
-        """Ask for a backfill with a sweep, or for some documents to be derived again."""
-        names = self._names(source)
-        if not names:
-            return
-        job = Job(None, JobKind.BACKFILL, source, names, "story", sweep=True)
-        if some is None:
-            self._forget(source)
-        else:
-            job = replace(job, kind=JobKind.DERIVE, sweep=False, keys=some, total=len(some))
-        Jobs(self._databases.state, "default").ask([job])
+    def derive_again(self, source: str, some: list[Any]) -> None:
+        """Ask for some documents to be derived again."""
+        job = Job(None, JobKind.DERIVE, source, self._names(source), "story", keys=some, total=len(some))
+        if job.transforms:
+            Jobs(self._databases.state, "default").ask([job])
 
     @rule()
     @precondition(lambda self: self._began())
@@ -366,10 +368,16 @@ class Promise(RuleBasedStateMachine):
     def _write(self, operations: Iterable[Operation], session: ClientSession | None) -> None:
         for operation in operations:
             operation.apply(self._databases, session)
-            self._touch(operation.source, operation.key)
+            self._note(operation.source, [operation.key], session)
 
-    def _touch(self, source: str, key: Any) -> None:
-        self._outdated -= {Owner(name, identity(key)) for name in self._names(source)}
+    def _note(self, source: str, keys: Iterable[Any], session: ClientSession | None = None) -> None:
+        """Note how documents are now."""
+        for key in {identity(key): key for key in keys}.values():
+            self._past.note(source, key, self._databases.raw[source].find_one({"_id": key}, session=session))
+            self._outdated -= {Owner(name, identity(key)) for name in self._names(source)}
+
+    def _keys(self, source: str) -> list[Any]:
+        return [each["_id"] for each in self._databases.raw[source].find({}, {"_id": 1})]
 
     def _forget(self, source: str) -> None:
         names = self._names(source)
@@ -380,6 +388,14 @@ class Promise(RuleBasedStateMachine):
 
     def _names(self, source: str) -> tuple[str, ...]:
         return tuple(name for name in sorted(self._twists) if TRANSFORMS[name] == source)
+
+    def _ask(self) -> None:
+        """Ask for a backfill of every source."""
+        for source in SOURCES if self._began() else ():
+            job = Job(None, JobKind.BACKFILL, source, self._names(source), "story", sweep=True)
+            if job.transforms:
+                Jobs(self._databases.state, "default").ask([job])
+                self._forget(source)
 
     def _began(self) -> bool:
         return Checkpoints(self._databases.state).load("default") is not None
@@ -397,6 +413,7 @@ class Promise(RuleBasedStateMachine):
         self._harness.write({"story": code})
         self._registry = self._story.registries.get(code) or self._harness.registry
         self._story.registries[code] = self._registry
+        self._past.plug(self._registry.transforms.values())
 
     def _outdate(self, name: str) -> None:
         """Under `warn` what is not touched any more may show the old code."""
@@ -433,13 +450,21 @@ class Promise(RuleBasedStateMachine):
         self._worker = None
 
     def _check(self) -> None:
-        self._checked(lambda: Comparison(self._databases, self._registry, self._outdated).check())
+        records = shown(self._databases.derived)
+        self._checked(lambda: Comparison(self._databases, self._registry, self._outdated, records).check())
+        self._past.built(self._twists)
+
+    def _look_back(self) -> None:
+        """After every commit: nothing that is stored is older than what was stored before."""
+        self._past.check(shown(self._databases.derived))
 
 
 class Comparison:
     """What is stored, against what the documents yield now."""
 
-    def __init__(self, databases: Databases, registry: Registry, outdated: set[Owner]) -> None:
+    def __init__(
+        self, databases: Databases, registry: Registry, outdated: set[Owner], records: Shown
+    ) -> None:
         self._databases = databases
         self._registry = registry
         self._outdated = outdated
@@ -454,18 +479,7 @@ class Comparison:
             Owner(each["transform"], identity(each["key"])): LetterKind(each["kind"])
             for each in databases.state.dead_letters.find({"worker": "default"})
         }
-        self._holders: dict[Place, Owner] = {}
-        self._stored: dict[Place, tuple[Owner, bytes]] = {}
-        for place, owner, body in self._records():
-            self._holders[place] = owner
-            self._stored[place] = (owner, body)
-
-    def _records(self) -> Iterator[tuple[Place, Owner, bytes]]:
-        for collection in self._registry.collections:
-            for document in self._databases.derived[collection].find():
-                source = document.pop("_src")
-                owner = Owner(source["by"], identity(source["key"]))
-                yield (collection, identity(document["_id"])), owner, encode(document, codec_options=CODEC)
+        self._stored = records
 
     def check(self) -> None:
         """Fail unless they are equal."""
@@ -520,7 +534,7 @@ class Comparison:
                 del open_claims[owner]
 
     def _is_kept(self, places: Iterable[Place], me: Owner, unexplained: Mapping[Owner, object]) -> bool:
-        holders = {self._holders[place] for place in places if place in self._holders} - {me}
+        holders = {self._stored[place][0] for place in places if place in self._stored} - {me}
         return any(
             holder.transform in self._registry.transforms and holder not in unexplained for holder in holders
         )

@@ -96,10 +96,12 @@ class Derivation:
         of the batch's end where the server still has that state, and those that are shown as of a later time
         as of the newest one. What is read as of the newest time is all read as of the same.
 
-        What does not fit into memory is cut off, in front of the first change of a document that was not derived
-        and, where a cluster time began within what fits, between two cluster times. Documents in front of the cut
-        show all of the batch: their changes behind it are left out. A worker that starts again at the cut gets
-        them once more, and reads them, since the checkpoint says as of when records may be shown (`ahead`).
+        What does not fit into memory is cut off in front of the first change of a document that was not derived, and
+        between two cluster times. Documents in front of the cut are shown as of the cut: where one of them changes
+        behind it too, all in front is derived once more for itself. Only the changes of one cluster time that do
+        not fit together are torn. Then those of documents in front of the cut show all of that time, and what is
+        behind the cut comes without them; a worker that starts again at the cut gets them once more, and reads
+        them, since the checkpoint says as of when records may be shown (`ahead`).
         """
         version = horizon.version
         first, end = (
@@ -113,15 +115,16 @@ class Derivation:
         desired, failed, states = derived.desired, letters(derived.failed), reading.states
         if reading.done == len(latest):
             return Prepared(_bare(batch), desired, failed, states, version)
-        cut = _first_but(batch.changes, latest[: reading.done])
+        shown = {_place(item) for item in latest[: reading.done]}
+        cut = next(index for index, each in enumerate(batch.changes) if _changed(each) not in shown)
         whole = _beginning(batch.changes, cut)
-        if 0 < whole < cut:
+        if whole and (whole < cut or any(_changed(each) in shown for each in batch.changes[cut:])):
             return self._whole(batch, whole, horizon)
-        head, rest = _halves(batch, cut, {_place(item) for item in latest[: reading.done]})
+        head, rest = _halves(batch, cut, shown)
         return Prepared(_bare(head), desired, failed, states, version, rest)
 
     def _whole(self, batch: Batch, cut: int, horizon: Horizon) -> Prepared:
-        """Derive what is in front of a cut between two cluster times, for which there is room."""
+        """Derive what is in front of a cut between two cluster times, as of the cut."""
         head, behind = _halves(batch, cut, frozenset())
         prepared = self.prepare(head, horizon)
         changes = (prepared.rest.changes if prepared.rest else []) + behind.changes
@@ -278,12 +281,6 @@ def _place(item: Latest) -> Place:
 def _bare(batch: Batch) -> Batch:
     """Give a batch that holds no documents; they are derived, and read when they have to be derived again."""
     return batch._replace(changes=[each._replace(document=None) for each in batch.changes])
-
-
-def _first_but(changes: Sequence[Change], items: Iterable[Latest]) -> int:
-    """Give the index of the first change of any other document."""
-    places = {_place(item) for item in items}
-    return next(index for index, each in enumerate(changes) if _changed(each) not in places)
 
 
 def _changed(change: Change) -> Place:

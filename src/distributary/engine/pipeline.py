@@ -128,9 +128,10 @@ class Pipeline:
     def _prepare(self, batch: Batch) -> Prepared:
         """Derive a batch, or what fits of it, and note for those behind it what it read later than its end."""
         prepared = self._derivation.prepare(batch, self._horizon)
-        if batch.changes:
-            end = batch.changes[-1].time
-            late = [place for place, time in prepared.states if time > end or (batch.torn and time == end)]
+        piece = prepared.batch
+        if piece.changes:
+            end = piece.changes[-1].time
+            late = [place for place, time in prepared.states if time > end or (piece.torn and time == end)]
             if late:
                 self._horizon.plan(late, prepared.shown)
         self._rest = prepared.rest
