@@ -19,6 +19,7 @@ from distributary.derive.registry import Registry, index_keys
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
 from distributary.engine.pipeline import Bounds
+from distributary.engine.precedence import Precedence
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.engine.slow import Slow
 from distributary.engine.tenure import Tenure
@@ -93,6 +94,7 @@ class Assembled:
     registry: Registry
     stop: Event = field(default_factory=Event)
     slow: Slow = field(init=False)
+    commits: Precedence = field(init=False, default_factory=Precedence)
 
     def __post_init__(self) -> None:
         self.slow = Slow(self.config.worker.slow_transform_seconds, self.registry.by_source)
@@ -109,7 +111,7 @@ class Assembled:
         checkpoints = Checkpoints(databases.state)
         with databases.derived.client.start_session() as session:
             stores = Stores(
-                MongoSink(databases.derived, session),
+                MongoSink(databases.derived, session, self.commits),
                 checkpoints,
                 Letters(databases.state, name),
                 Jobs(databases.state, name),
@@ -219,7 +221,7 @@ class Assembled:
             ),
             newest=lambda: deployment.newest(databases.raw.client),
             prepare=self._prepare,
-            told=self.slow.over,
+            told=lambda documents: self.slow.over(self.commits.behind(documents)),
         )
 
     def _prepare(self) -> None:

@@ -44,7 +44,7 @@ COPIES = """
 ROOM = 60
 
 #: Records that one transaction may learn, in megabytes, and the replies that they come in.
-LEARNED = 32 + 32
+LEARNED = 32 + 96
 
 SETTINGS = {"worker.batch_bytes": "2MiB", "worker.carry_bytes": "64KiB"}
 

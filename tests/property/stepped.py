@@ -129,14 +129,15 @@ class Stepped:
         """Do a slice of the job at hand, while what is derived waits."""
         self._judged(_slice)
 
-    def do_job(self) -> None:
-        """Do slices until no job is at hand, while what is derived waits."""
-        self.slice()
+    def do_jobs(self) -> None:
+        """Do slices until no job is left, while what is derived waits."""
+        idle = 0
         for _ in range(PATIENCE):
-            if self._tail is None or self._tail._job is None:
-                return
             self.slice()
-        raise AssertionError("the job does not end")
+            idle = 0 if self._tail is not None and self._tail._job is not None else idle + 1
+            if idle > 1:
+                return
+        raise AssertionError("the jobs do not end")
 
     def catch_up(self) -> None:
         """Go on until everything until now is committed, no job is left and nothing is worth a retry."""

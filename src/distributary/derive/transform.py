@@ -7,9 +7,15 @@ from itertools import islice
 from types import GeneratorType
 from typing import Any, NamedTuple, TypeVar
 
-from bson.raw_bson import RawBSONDocument
-
-from distributary.derive.records import NO_ORIGIN, BadRecord, EncodedRecord, Record, encode_record, tail_of
+from distributary.derive.records import (
+    NO_ORIGIN,
+    BadRecord,
+    EncodedRecord,
+    RawDocument,
+    Record,
+    encode_record,
+    tail_of,
+)
 
 Function = Callable[[dict[str, Any]], Iterable[Record] | Record | None]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,7 +71,7 @@ def transform(source: str, *, name: str | None = None) -> Callable[[F], F]:
 
 
 def derive(
-    transform: Transform, document: dict[str, Any], limit: int, source: RawBSONDocument = NO_ORIGIN
+    transform: Transform, document: dict[str, Any], limit: int, source: RawDocument = NO_ORIGIN
 ) -> list[EncodedRecord] | Failure:
     """Apply a transform to one document; what goes wrong comes back as a `Failure`, never as an exception.
 
@@ -82,9 +88,7 @@ def derive(
         return Failure(f"{type(error).__name__}: {error}", _trace(error))
 
 
-def _encoded(
-    transform: Transform, output: object, limit: int, source: RawBSONDocument
-) -> list[EncodedRecord]:
+def _encoded(transform: Transform, output: object, limit: int, source: RawDocument) -> list[EncodedRecord]:
     tail = tail_of(source)
     records = [encode_record(item, source, tail) for item in islice(_items(output), limit + 1)]
     if len(records) > limit:

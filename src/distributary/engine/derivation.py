@@ -25,14 +25,16 @@ NOWHERE = Position("", BEGINNING)
 class Prepared(NamedTuple):
     """A batch that is ready to be committed; its changes carry no documents any more.
 
-    `states` are its documents with the cluster time as of which they are shown; `version` is that of the
-    horizon that it was prepared with. `rest` is what did not fit, to be prepared next.
+    `states` are its documents with the cluster time as of which they are shown, `read` those of them that were
+    read rather than carried; `version` is that of the horizon that it was prepared with. `rest` is what did not
+    fit, to be prepared next.
     """
 
     batch: Batch
     desired: list[Desired]
     letters: list[Letter]
     states: list[tuple[Place, Timestamp]]
+    read: list[tuple[Place, Timestamp]]
     version: int
     rest: Batch | None = None
 
@@ -43,8 +45,21 @@ class Prepared(NamedTuple):
 
     @property
     def shown(self) -> Timestamp:
-        """The newest cluster time that its records show."""
-        return max((time for _, time in self.states), default=BEGINNING)
+        """The newest cluster time that its records may show."""
+        return max(
+            [each.time for each in self.batch.changes[-1:]] + [time for _, time in self.read],
+            default=BEGINNING,
+        )
+
+    @property
+    def late(self) -> list[Place]:
+        """The documents of which changes that come behind it may be older than what it shows."""
+        if not self.batch.changes:
+            return []
+        end = self.batch.changes[-1].time
+        if self.batch.torn:
+            return [place for place, time in self.states if time >= end]
+        return [place for place, time in self.read if time > end]
 
     def outdated(self, horizon: Horizon) -> bool:
         """Whether something newer than a document of this batch was committed since it was prepared."""
@@ -112,16 +127,16 @@ class Derivation:
         derived = derive_all(
             self.told(reading.items()), self.transforms, self.epoch, self.max_records, self.most
         )
-        desired, failed, states = derived.desired, letters(derived.failed), reading.states
+        desired, failed, states, read = derived.desired, letters(derived.failed), reading.states, reading.read
         if reading.done == len(latest):
-            return Prepared(_bare(batch), desired, failed, states, version)
+            return Prepared(_bare(batch), desired, failed, states, read, version)
         shown = {_place(item) for item in latest[: reading.done]}
         cut = next(index for index, each in enumerate(batch.changes) if _changed(each) not in shown)
         whole = _beginning(batch.changes, cut)
         if whole and (whole < cut or any(_changed(each) in shown for each in batch.changes[cut:])):
             return self._whole(batch, whole, horizon)
         head, rest = _halves(batch, cut, shown)
-        return Prepared(_bare(head), desired, failed, states, version, rest)
+        return Prepared(_bare(head), desired, failed, states, read, version, rest)
 
     def _whole(self, batch: Batch, cut: int, horizon: Horizon) -> Prepared:
         """Derive what is in front of a cut between two cluster times, as of the cut."""
@@ -175,7 +190,7 @@ class _Reading:
 
     Those that are shown at the batch's end or later (late) are read as of the newest time, the others as of the end,
     as far as the server has that; all of one kind as of the same time. `done` are those that were given, or left
-    as they are, and `states` as of when each of them is.
+    as they are, `states` as of when each of them is, and `read` the same of those that were read.
     """
 
     def __init__(
@@ -192,14 +207,19 @@ class _Reading:
         self._found: dict[Place, tuple[Snapshot, int]] = {}
         self.done = 0
         self.states: list[tuple[Place, Timestamp]] = []
+        self.read: list[tuple[Place, Timestamp]] = []
 
     def items(self) -> Iterator[Latest]:
         """Give each document with its state; what is gone is None."""
         for item in self._latest:
-            state = self._state(item) if _is_unread(item) else item
+            unread = _is_unread(item)
+            state = self._state(item) if unread else item
             self.done += 1
             if state is not None:
-                self.states.append((_place(item), state.time))
+                shown = (_place(item), state.time)
+                self.states.append(shown)
+                if unread:
+                    self.read.append(shown)
                 yield state
             del state  # before the next one is decoded
 
@@ -280,7 +300,8 @@ def _place(item: Latest) -> Place:
 
 def _bare(batch: Batch) -> Batch:
     """Give a batch that holds no documents; they are derived, and read when they have to be derived again."""
-    return batch._replace(changes=[each._replace(document=None) for each in batch.changes])
+    changes = [each if each.document is None else each._replace(document=None) for each in batch.changes]
+    return batch._replace(changes=changes)
 
 
 def _changed(change: Change) -> Place:

@@ -1,7 +1,7 @@
 """The read-ahead: one thread reads the stream, one derives, while the caller commits.
 
-The threads hand over through bounded queues, so that at most `read_ahead` replies and one derived batch wait.
-Nothing more is read while what was read and not derived yet has as many bytes as a commit may hold.
+One derived batch waits at most. Nothing more is read while what was read and not derived yet has as many changes
+as `read_ahead` commits may hold, or as many bytes as one may.
 What goes wrong in a thread is raised to the caller, in order, by `next`.
 """
 
@@ -34,21 +34,23 @@ class Bounds:
 
 
 class _Room:
-    """The bytes that were read and are not derived yet; there is room while they are fewer than the bound."""
+    """The changes and bytes that were read and are not derived yet; there is room while both are under their bound."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken = 0
+    def __init__(self, changes: int, size: int) -> None:
+        self._changes = changes
+        self._bytes = size
         self._changed = Condition()
 
     def wait(self, timeout: float) -> bool:
         """Wait until there is room; False when there is none within the time."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._taken < self._most, timeout)
+            return self._changed.wait_for(lambda: self._changes > 0 and self._bytes > 0, timeout)
 
-    def take(self, size: int) -> None:
+    def take(self, changes: int, size: int) -> None:
+        """Take room, or give it back where the numbers are negative."""
         with self._changed:
-            self._taken += size
+            self._changes -= changes
+            self._bytes -= size
             self._changed.notify()
 
 
@@ -61,9 +63,10 @@ class Pipeline:
         self._bounds = bounds
         self._horizon = horizon
         self._stop = Event()
-        self._read: Queue[Batch | BaseException] = Queue(bounds.read_ahead)
+        self._read: Queue[Batch | BaseException] = Queue()
         self._ready: Queue[Prepared | BaseException] = Queue(1)
-        self._room = _Room(bounds.bytes)
+        self._room = _Room(bounds.read_ahead * bounds.changes, bounds.bytes)
+        self._taken = (0, 0)
         self._pending: Batch | BaseException | None = None
         self._rest: Batch | None = None
         self._threads = [
@@ -112,7 +115,7 @@ class Pipeline:
             if not self._room.wait(TICK):
                 continue
             for batch in self._source.read(self._bounds.wait_ms):
-                self._room.take(batch.size)
+                self._room.take(*_extent(batch))
                 self._put(self._read, batch)
         self._put(self._read, StreamEnded())
 
@@ -123,17 +126,16 @@ class Pipeline:
                 raise batch
             if batch is not None:
                 self._put(self._ready, self._prepare(batch))
-                self._room.take(0 if self._rest else -batch.size)
+                if self._rest is None:
+                    changes, size = self._taken
+                    self._room.take(-changes, -size)
+                    self._taken = (0, 0)
 
     def _prepare(self, batch: Batch) -> Prepared:
         """Derive a batch, or what fits of it, and note for those behind it what it read later than its end."""
         prepared = self._derivation.prepare(batch, self._horizon)
-        piece = prepared.batch
-        if piece.changes:
-            end = piece.changes[-1].time
-            late = [place for place, time in prepared.states if time > end or (piece.torn and time == end)]
-            if late:
-                self._horizon.plan(late, prepared.shown)
+        if late := prepared.late:
+            self._horizon.plan(late, prepared.shown)
         self._rest = prepared.rest
         return prepared._replace(rest=None)
 
@@ -166,9 +168,18 @@ class Pipeline:
             pending, self._pending = self._pending, None
             return pending
         try:
-            return self._read.get(timeout=timeout) if timeout > 0 else self._read.get_nowait()
+            batch = self._read.get(timeout=timeout) if timeout > 0 else self._read.get_nowait()
         except Empty:
             return None
+        if isinstance(batch, Batch):
+            (changes, size), (more, larger) = self._taken, _extent(batch)
+            self._taken = (changes + more, size + larger)
+        return batch
+
+
+def _extent(batch: Batch) -> tuple[int, int]:
+    """Give the changes and bytes of a batch; one without changes counts too."""
+    return max(1, len(batch.changes)), batch.size
 
 
 class StreamEnded(Exception):

@@ -2,21 +2,22 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from bson import MaxKey, MinKey, Regex, decode_all, encode
 from bson.errors import BSONError
-from bson.raw_bson import RawBSONDocument
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from distributary.change import CODEC
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
-from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
+from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
 from distributary.excerpt import excerpt
 from distributary.ports import Finish, ManyRefused, Outcome, TooMuch
+from distributary.sink.familiar import Familiar
 from distributary.sink.transaction import transact
 
 #: The index by which the records of a document are found.
@@ -34,6 +35,9 @@ REFUSALS = 4
 
 #: Keys in one `$in`.
 QUERY_KEYS = 5000
+
+#: Records in one reply, at most.
+REPLY_RECORDS = 100_000
 
 #: Bytes of stored records that one transaction learns; where the documents of a batch have more, it is halved.
 LEARN_BYTES = 32 * 1024 * 1024
@@ -69,15 +73,28 @@ def is_foreign(collection: str, document: Mapping[str, Any], known: Mapping[str,
 
 
 def read_records(
-    database: Database[Any], collection: str, query: Document, session: ClientSession | None = None
+    database: Database[Any],
+    collection: str,
+    query: Document,
+    session: ClientSession | None = None,
 ) -> Iterator[Stored]:
     """Read derived documents as they are stored, byte for byte."""
-    found = database.get_collection(collection, CODEC).find_raw_batches(query, session=session)
-    for batch in found:
-        whole = len(batch) <= DECODE_BYTES
-        decoded = decode_all(batch, CODEC) if whole else map(_looked_at, _documents(batch))
-        for document, raw in zip(decoded, _documents(batch), strict=True):
-            yield stored(collection, document, raw)
+    for batch in _replies(database, collection, query, session):
+        yield from _decoded(collection, batch)
+
+
+def _replies(
+    database: Database[Any], collection: str, query: Document, session: ClientSession | None
+) -> Iterator[bytes]:
+    found = database.get_collection(collection, CODEC)
+    yield from found.find_raw_batches(query, batch_size=REPLY_RECORDS, session=session)
+
+
+def _decoded(collection: str, batch: bytes) -> Iterator[Stored]:
+    whole = len(batch) <= DECODE_BYTES
+    decoded = decode_all(batch, CODEC) if whole else map(_looked_at, _documents(batch))
+    for document, raw in zip(decoded, _documents(batch), strict=True):
+        yield stored(collection, document, raw)
 
 
 def _looked_at(document: bytes) -> Document:
@@ -93,12 +110,12 @@ def _documents(batch: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _within(records: Iterable[Stored], desired: Sequence[Desired]) -> dict[Place, Stored]:
-    """Give records by their place; refuses to hold more than the bound, unless they are one document's."""
-    known: dict[Place, Stored] = {}
+def _within(records: Iterable[Stored], desired: Sequence[Desired]) -> list[Stored]:
+    """Give records; refuses to hold more than the bound, unless they are one document's."""
+    known: list[Stored] = []
     size = 0
     for record in records:
-        known[record.place] = record
+        known.append(record)
         size += len(record.raw)
         if size > LEARN_BYTES and len(desired) > 1:
             raise TooMuch(len(desired) // 2)
@@ -146,11 +163,20 @@ class _Attempt:
 
 
 class MongoSink:
-    """Writes derived collections of one database, in one session, as the holder of the lease."""
+    """Writes derived collections of one database, in one session, as the holder of the lease.
 
-    def __init__(self, derived: Database[Any], session: ClientSession) -> None:
+    `first` is entered for what keeps the server waiting, without reading from it.
+    """
+
+    def __init__(
+        self,
+        derived: Database[Any],
+        session: ClientSession,
+        first: AbstractContextManager[None] | None = None,
+    ) -> None:
         self._database = derived.with_options(codec_options=CODEC)
         self._session = session
+        self._first = first or nullcontext()
 
     def write(
         self,
@@ -198,8 +224,9 @@ class MongoSink:
         removed = self._remove_foreign(attempt, collections)
         known = _within(self._learn(attempt.desired, collections), attempt.desired)
         if attempt.by_key:
-            known |= _within(self._learn_keys(attempt.desired), attempt.desired)
-        plan = reconcile(attempt.desired, known.values(), attempt.unplugged)
+            known += _within(self._learn_keys(attempt.desired), attempt.desired)
+        with self._first:
+            plan = reconcile(attempt.desired, known, attempt.unplugged)
         self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
         outcome = _outcome(plan, removed, attempt.refused)
         finish(self._session, outcome)
@@ -210,14 +237,15 @@ class MongoSink:
     ) -> Iterator[Stored]:
         """Read what the owners have stored: one query per transform and derived collection."""
         keys: dict[str, list[Any]] = defaultdict(list)
-        for item in desired:
-            if not item.fresh:
-                keys[item.transform].append(item.key)
+        known = [item for item in desired if not item.fresh]
+        for item in known:
+            keys[item.transform].append(item.key)
+        familiar = Familiar(known)
         for transform, owned in keys.items():
             for collection in collections.get(transform, ()):
                 for some in _chunks(owned, QUERY_KEYS):
                     query = {"_src.by": transform, "_src.key": {"$in": some}}
-                    yield from self._find(collection, query)
+                    yield from self._find(collection, query, familiar)
 
     def _learn_keys(self, desired: Iterable[Desired]) -> Iterator[Stored]:
         """Read what lies under the keys that the batch yields."""
@@ -227,10 +255,14 @@ class MongoSink:
                 keys[record.collection][record.collection, record.identity] = record.key
         for collection, wanted in keys.items():
             for some in _chunks(list(wanted.values()), QUERY_KEYS):
-                yield from self._find(collection, {"_id": {"$in": some}})
+                query = {"_id": {"$in": some}}
+                yield from read_records(self._database, collection, query, self._session)
 
-    def _find(self, collection: str, query: Document) -> Iterator[Stored]:
-        yield from read_records(self._database, collection, query, self._session)
+    def _find(self, collection: str, query: Document, familiar: Familiar) -> Iterator[Stored]:
+        for batch in _replies(self._database, collection, query, self._session):
+            with self._first:
+                for raw in _documents(batch):
+                    yield familiar.stored(collection, raw) or stored(collection, _looked_at(raw), raw)
 
     def _apply(self, plan: Plan, *, apart: bool, by_key: bool) -> None:
         """Send the writes; deletes first, so that a key or a unique value that moves is free."""
@@ -286,12 +318,12 @@ class _Form(NamedTuple):
     statement: Callable[[EncodedRecord], Any]
 
 
-def _insert(record: EncodedRecord) -> RawBSONDocument:
-    return RawBSONDocument(record.document)
+def _insert(record: EncodedRecord) -> RawDocument:
+    return RawDocument(record.document)
 
 
 def _replace(record: EncodedRecord) -> Document:
-    return {"q": {"_id": record.key}, "u": RawBSONDocument(record.document), "upsert": True}
+    return {"q": {"_id": record.key}, "u": RawDocument(record.document), "upsert": True}
 
 
 _AS_NEW = _Form("insert", "documents", _insert)
