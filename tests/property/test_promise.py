@@ -44,8 +44,8 @@ from tests.property.past import Past, Shown, shown
 from tests.property.stepped import Stepped, expire
 from tests.tap import POINTS, Crash, Tap
 
-#: Stories that are told, of up to 25 rules each; a story takes one to two seconds.
-STORIES = 15 * SOAK
+#: Stories that are told, of up to 25 rules each; a story takes about a second.
+STORIES = 40 * SOAK
 
 SOURCES = ("orders", "users")
 ASIDE = "aside"
