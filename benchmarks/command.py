@@ -10,7 +10,7 @@ import click
 
 from benchmarks import catchup, latency
 from benchmarks.contenders import CONTENDERS
-from benchmarks.report import Results, machine, save, text
+from benchmarks.report import Results, Stolen, machine, save, text
 
 JOBS = ("catchup", "latency")
 NAIVE = "naive"
@@ -70,9 +70,10 @@ def main(
     plan = Plan(jobs, contenders, rounds, latency_rounds, changes, naive_changes, latency.Load(rate, seconds))
     if quick:
         plan = replace(plan, rounds=1, changes=5_000, naive_changes=200, load=latency.Load(rate, 5))
-    about = machine()
+    about, since = machine(), Stolen()
     with tempfile.TemporaryDirectory(prefix="distributary-bench-") as folder:
         results = measure(plan, Path(folder))
+    about["stolen meanwhile"] = f"{since.percent():.0f}% of the CPU time"
     print(text(about, results))
     if keep:
         print(f"Saved as {save(about, results)}")

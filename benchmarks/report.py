@@ -163,6 +163,23 @@ def machine() -> dict[str, str]:
     }
 
 
+class Stolen:
+    """The share of the CPU time that the host of a virtual machine has kept from it since then."""
+
+    def __init__(self) -> None:
+        self._before = self._fields()
+
+    def percent(self) -> float:
+        """Give it in percent of the time that was used or wanted."""
+        idle, waiting, stolen = 3, 4, 7
+        spent = [now - before for now, before in zip(self._fields(), self._before, strict=True)]
+        return 100 * spent[stolen] / max(1, sum(spent) - spent[idle] - spent[waiting])
+
+    @staticmethod
+    def _fields() -> list[int]:
+        return [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+
+
 def _commit() -> str:
     answer = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],

@@ -26,6 +26,9 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
 #: A key in the form in which two keys are equal exactly when MongoDB says so; see `identity`.
 Identity = Hashable
 
+#: Makes a named tuple of a tuple, in a third of the time that its class takes; for what is made for every record.
+new_tuple = tuple.__new__
+
 _TOKEN = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}")
 
 _ITSELF = frozenset({str, int, Timestamp, type(None)})

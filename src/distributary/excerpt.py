@@ -1,4 +1,7 @@
-"""Some fields of a document in BSON, without making a dict of all of it, which takes many times the room."""
+"""Some fields of a document in BSON, without making a dict of all of it, which takes many times the room.
+
+Source of the layout: bsonspec.org. MongoDB stores the key as a document's first field.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,6 +13,16 @@ from distributary.change import CODEC
 
 _LAZY = CODEC.with_options(document_class=RawBSONDocument)
 
+#: Where the key's value starts: behind the document's length, the type byte and the name.
+_NAME = slice(5, 9)
+_VALUE = 9
+
+#: How many bytes a value takes, by its type: double, ObjectId, date, 32 and 64 bit integer.
+_FIXED = {1: 8, 7: 12, 9: 8, 16: 4, 18: 8}
+
+#: Types whose value starts with a length, and what the value has beside it: string, document, binary.
+_SIZED = {2: 4, 3: 0, 5: 5}
+
 
 def excerpt(document: bytes, names: Collection[str]) -> dict[str, Any]:
     """Give the named top-level fields of a document, as far as it has them; what lies in others is not decoded."""
@@ -19,3 +32,26 @@ def excerpt(document: bytes, names: Collection[str]) -> dict[str, Any]:
 
 def _decoded(value: Any) -> Any:
     return decode(value.raw, CODEC) if isinstance(value, RawBSONDocument) else value
+
+
+def key_element(document: bytes) -> bytes:
+    """Give the key's type, name and value; nothing when it is not the first field or of a rare type."""
+    kind = document[4]
+    size = _FIXED.get(kind)
+    if size is None:
+        if kind not in _SIZED:
+            return b""
+        size = _SIZED[kind] + int.from_bytes(document[_VALUE : _VALUE + 4], "little")
+    return document[4 : _VALUE + size] if document[_NAME] == b"_id\0" else b""
+
+
+def key_of_element(element: bytes) -> Any:
+    """Give the key of an element as `key_element` gives it."""
+    size = 4 + len(element) + 1
+    return decode(size.to_bytes(4, "little") + element + b"\0", CODEC)["_id"]
+
+
+def key_of(document: bytes) -> Any:
+    """Give the key of a document."""
+    element = key_element(document)
+    return key_of_element(element) if element else excerpt(document, ("_id",))["_id"]

@@ -12,7 +12,7 @@ from pymongo.client_session import ClientSession
 
 from distributary.change import CODEC, Change, CollectionChange, Position
 from distributary.derive.plan import Contest, Desired
-from distributary.excerpt import excerpt
+from distributary.excerpt import key_of
 from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter
 
 
@@ -68,7 +68,7 @@ class Encoded(Sequence[dict[str, Any]]):
 
     def keys(self) -> list[Any]:
         """Give the keys of the documents."""
-        return [excerpt(each, ("_id",))["_id"] for each in self._documents]
+        return [key_of(each) for each in self._documents]
 
     def fit(self, most: int | None) -> int:
         """Give how many of the first documents have so many bytes at most; one always fits."""

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, Timestamp, decode, encode
@@ -15,7 +15,7 @@ from distributary.sink.familiar import Familiar
 LINES = DerivedCollection("lines")
 
 KEYS: list[Any] = [
-    ObjectId(),
+    ObjectId("65a000000000000000000001"),
     "text",
     "",
     7,
@@ -24,7 +24,7 @@ KEYS: list[Any] = [
     datetime(2024, 5, 1, tzinfo=UTC),
     {"order": 7, "line": "a"},
     {},
-    uuid4(),
+    UUID("00000000-0000-4000-8000-000000000001"),
     b"bytes",
     Binary(b"bytes of a kind", 128),
 ]

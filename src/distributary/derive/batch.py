@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from bson import decode, encode
 from bson.errors import BSONError
 
-from distributary.change import CODEC, Version
+from distributary.change import CODEC, Version, new_tuple
 from distributary.derive.collapse import Latest
 from distributary.derive.plan import Desired, Owner
 from distributary.derive.records import EncodedRecord, origin
@@ -57,6 +57,8 @@ def _derive_document(
     item: Latest, transforms: Sequence[Transform], epoch: int, limit: int, result: Derived
 ) -> int:
     """Derive one document through its transforms, and give the size of what it yields."""
+    if len(transforms) == 1:
+        return _derive_one(transforms[0], item, item.document, epoch, limit, result)
     copies = zip(transforms, _copies(item.document, len(transforms)), strict=True)
     return sum([_derive_one(each, item, document, epoch, limit, result) for each, document in copies])
 
@@ -70,12 +72,12 @@ def _derive_one(
     result: Derived,
 ) -> int:
     """Derive one document through one transform, and give the size of what it yields."""
-    version = Version(epoch, item.time)
+    version = new_tuple(Version, (epoch, item.time))
     output = _output(transform, item, document, version, limit)
     if isinstance(output, Failure):
         result.failed.append(Failed(transform, item._replace(document=None), output))
         return len(output.reason) + len(output.traceback)
-    owner = Owner(transform.name, item.identity)
+    owner = new_tuple(Owner, (transform.name, item.identity))
     size = sum([len(record[2]) for record in output])
     result.desired.append(Desired(transform.name, item.key, owner, version, output, item.fresh, size))
     return size
@@ -93,7 +95,7 @@ def _output(
 
 def _copies(document: dict[str, Any] | None, count: int) -> Iterator[dict[str, Any] | None]:
     """Give every transform a document of its own, so that one that changes it harms no other."""
-    if document is None or count == 1:
+    if document is None:
         yield from [document] * count
         return
     try:

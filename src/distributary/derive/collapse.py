@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from bson import Timestamp
 
-from distributary.change import Change, Identity, Operation, identity
+from distributary.change import Change, Identity, Operation, identity, new_tuple
 
 
 class Latest(NamedTuple):
@@ -45,9 +45,9 @@ def collapse(changes: Iterable[Change], shown: Callable[[Place], Timestamp] | No
         ident = identity(key)
         place = (collection, ident)
         if shown is not None and time <= shown(place):
-            latest[place] = Latest(collection, key, ident, time, None, gone=False, fresh=False, token=token)
+            latest[place] = new_tuple(Latest, (collection, key, ident, time, None, False, False, token))
             continue
         gone = operation is Operation.DELETE
         fresh = operation is Operation.INSERT and place not in latest
-        latest[place] = Latest(collection, key, ident, time, document, gone, fresh, token)
+        latest[place] = new_tuple(Latest, (collection, key, ident, time, document, gone, fresh, token))
     return list(latest.values())

@@ -8,14 +8,11 @@ from typing import Any, NamedTuple
 from bson import Timestamp, decode, encode
 from bson.errors import BSONError
 
-from distributary.change import CODEC, Identity, Version, identity
+from distributary.change import CODEC, Identity, Version, identity, new_tuple
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
 
 #: A record older than any that the engine writes: what is stored without a readable version.
 UNKNOWN_VERSION = Version(0, Timestamp(0, 0))
-
-#: Makes a named tuple of a tuple, in a third of the time that its class takes; on the path of every record.
-_new = tuple.__new__
 
 
 class Owner(NamedTuple):
@@ -83,12 +80,12 @@ LENGTH_END = 1 + len(ENGINE_FIELD) + 1 + 4
 def stored(collection: str, document: dict[str, Any], raw: bytes) -> Stored:
     """Read a derived document; whatever a hand did to its engine field, it is read as something."""
     key, origin = document["_id"], document.get(ENGINE_FIELD)
-    return _new(Stored, ((collection, identity(key)), key, _owner(origin), _version(origin), raw))
+    return new_tuple(Stored, ((collection, identity(key)), key, _owner(origin), _version(origin), raw))
 
 
 def _owner(origin: Any) -> Owner | None:
     if isinstance(origin, dict) and isinstance(origin.get("by"), str) and "key" in origin:
-        return _new(Owner, (origin["by"], identity(origin["key"])))
+        return new_tuple(Owner, (origin["by"], identity(origin["key"])))
     return None
 
 
@@ -98,7 +95,7 @@ def _version(origin: Any) -> Version:
         and isinstance(origin.get("at"), Timestamp)
         and isinstance(origin.get("epoch"), int)
     ):
-        return _new(Version, (origin["epoch"], origin["at"]))
+        return new_tuple(Version, (origin["epoch"], origin["at"]))
     return UNKNOWN_VERSION
 
 

@@ -203,8 +203,7 @@ class _Reading:
         self._end = end
         self._horizon = horizon
         self._at: dict[bool, Timestamp | None] = {False: end, True: None}
-        self._read: dict[Place, Latest | None] = {}
-        self._found: dict[Place, tuple[Snapshot, int]] = {}
+        self._read: dict[Place, tuple[Snapshot, int | None] | None] = {}
         self.done = 0
         self.states: list[tuple[Place, Timestamp]] = []
         self.read: list[tuple[Place, Timestamp]] = []
@@ -228,18 +227,19 @@ class _Reading:
         place = _place(item)
         if place not in self._read:
             self._read_ahead()
-        state = self._read.pop(place)
-        if place not in self._found:
-            return state
-        snapshot, index = self._found.pop(place)
-        return item._replace(document=snapshot.documents[index], gone=False, time=snapshot.time)
+        read = self._read.pop(place)
+        if read is None:
+            return None
+        snapshot, index = read
+        document = None if index is None else snapshot.documents[index]
+        return item._replace(document=document, gone=document is None, time=snapshot.time)
 
     def _read_ahead(self) -> None:
         """Read the next documents, fewer when they turn out to be too large."""
         unread = [item for item in islice(self._latest, self.done, None) if _is_unread(item)]
         while True:
             some = unread[: self._appetite.keys]
-            self._read, self._found = {}, {}
+            self._read = {}
             try:
                 size = self._fetch(some)
             except TooMuch as error:
@@ -269,13 +269,10 @@ class _Reading:
         return grouped.items()
 
     def _keep(self, collection: str, items: Sequence[Latest], snapshot: Snapshot) -> None:
-        found = {(collection, identity(key)): (snapshot, index) for index, key in enumerate(snapshot.keys)}
+        found = {identity(key): index for index, key in enumerate(snapshot.keys)}
         dropped = len(found) < len(items) and not self._documents.exists(collection)
         for item in items:
-            gone = item._replace(document=None, gone=True, time=snapshot.time)
-            self._read[_place(item)] = None if dropped else gone
-        if not dropped:
-            self._found |= found
+            self._read[_place(item)] = None if dropped else (snapshot, found.get(item.identity))
 
 
 class _Count:

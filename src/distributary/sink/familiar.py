@@ -4,27 +4,16 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from bson import Timestamp, decode
+from bson import Timestamp
 
-from distributary.change import CODEC, Version, identity
+from distributary.change import Version, identity, new_tuple
 from distributary.derive.plan import Desired, Owner, Stored
 from distributary.derive.records import Place, origin
+from distributary.excerpt import key_element, key_of_element
 
 #: Where the engine's field ends: `at` and `epoch` with their values, the end of the field and of the document.
 _AT, _EPOCH, _ENDS = b"\x11at\0", b"\x10epoch\0", b"\0\0"
 _TAIL = len(_AT) + 8 + len(_EPOCH) + 4 + len(_ENDS)
-
-#: Where the key's value starts: behind the document's length, the type byte and the name.
-_KEY = 4 + 1 + len(b"_id\0")
-
-#: How many bytes the value of a key takes, by its type: double, ObjectId, date, 32 and 64 bit integer.
-_FIXED = {1: 8, 7: 12, 9: 8, 16: 4, 18: 8}
-
-#: Types whose value starts with a length, and what the value has beside it: string, document, binary.
-_SIZED = {2: 4, 3: 0, 5: 5}
-
-#: Makes a named tuple of a tuple, in a third of the time that its class takes.
-_new = tuple.__new__
 
 
 class Familiar:
@@ -48,16 +37,16 @@ class Familiar:
         if _is_version(field[1 - _TAIL :] + b"\0"):
             self._owners[field[: 1 - _TAIL]] = item.owner
         for place, key, document, _ in item.records:
-            self._keys[place[0]][_key_of(document)] = (place, key)
+            self._keys[place[0]][key_element(document)] = (place, key)
 
     def stored(self, collection: str, raw: bytes) -> Stored | None:
         """Read a stored record; None when it has to be decoded."""
-        key, version = _key_of(raw), self._version(raw[-_TAIL:])
+        key, version = key_element(raw), self._version(raw[-_TAIL:])
         owner = self._owner(raw)
         if not key or version is None or owner is None:
             return None
         place, value = self._keys[collection].get(key) or _decoded(collection, key)
-        return _new(Stored, (place, value, owner, version, raw))
+        return new_tuple(Stored, (place, value, owner, version, raw))
 
     def _version(self, tail: bytes) -> Version | None:
         """Read a version; all records of one document have the same, so that most were read before."""
@@ -79,18 +68,6 @@ def _is_version(tail: bytes) -> bool:
     return tail.startswith(_AT) and tail[12:19] == _EPOCH and tail[23:] == _ENDS
 
 
-def _key_of(document: bytes) -> bytes:
-    """Give the value of a document's key with its type byte; nothing when it is of a rare type."""
-    kind = document[4]
-    size = _FIXED.get(kind)
-    if size is None:
-        if kind not in _SIZED:
-            return b""
-        size = _SIZED[kind] + int.from_bytes(document[_KEY : _KEY + 4], "little")
-    return document[4 : _KEY + size]
-
-
-def _decoded(collection: str, key: bytes) -> tuple[Place, Any]:
-    size = 4 + len(key) + 1
-    value = decode(size.to_bytes(4, "little") + key + b"\0", CODEC)["_id"]
-    return (collection, identity(value)), value
+def _decoded(collection: str, element: bytes) -> tuple[Place, Any]:
+    key = key_of_element(element)
+    return (collection, identity(key)), key

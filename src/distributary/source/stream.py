@@ -7,7 +7,7 @@ from typing import Any
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
-from distributary.change import Change, CollectionChange, Operation, Position
+from distributary.change import Change, CollectionChange, Operation, Position, new_tuple
 from distributary.errors import POSITION_CURE, PositionLost
 from distributary.ports import Batch, Start
 from distributary.source.documents import Document, run
@@ -200,13 +200,9 @@ class Stream:
 
 
 def _change(event: Document, operation: Operation) -> Change:
-    return Change(
-        event["ns"]["coll"],
-        event["documentKey"]["_id"],
-        event["clusterTime"],
-        operation,
-        event.get("fullDocument"),
-        event["_id"]["_data"],
+    key, document = event["documentKey"]["_id"], event.get("fullDocument")
+    return new_tuple(
+        Change, (event["ns"]["coll"], key, event["clusterTime"], operation, document, event["_id"]["_data"])
     )
 
 
