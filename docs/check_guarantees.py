@@ -1,4 +1,7 @@
-"""Holds the pages against the tests: each row of the guarantees names a test, and each test that is named exists."""
+"""Holds the pages against the tests, both ways.
+
+Each row of the guarantees names a test, each test that is named exists, and each test of a fault is named by a row.
+"""
 
 import ast
 import re
@@ -11,6 +14,9 @@ ROOT = DOCS.parent
 
 #: The page whose tables have a test in every row.
 GUARANTEES = DOCS / "guarantees.md"
+
+#: The tests that each belong into one of its rows.
+FAULTS = ROOT / "tests" / "fault"
 
 #: What names a test, or tries to: a path in `tests/`, and behind two colons the name.
 _NAMED = re.compile(r"`(tests/[^`:]+)::([^`]*)`")
@@ -25,6 +31,17 @@ def faults() -> Iterator[str]:
             yield from (f"{place}: there is no {file}::{name}" for file, name in named if not _is(file, name))
             if page == GUARANTEES and _is_row(line) and not named:
                 yield f"{place}: the row names no test"
+    yield from _untold()
+
+
+def _untold() -> Iterator[str]:
+    """Give the tests of faults that no row names."""
+    told = set(_NAMED.findall(GUARANTEES.read_text("utf-8")))
+    for path in sorted(FAULTS.glob("test_*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        yield from (
+            f"{file}::{name} is in no row" for name in sorted(_tests(path)) if (file, name) not in told
+        )
 
 
 def _is_row(line: str) -> bool:

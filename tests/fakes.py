@@ -21,7 +21,7 @@ from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, st
 from distributary.derive.records import Place
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
 from distributary.ports import Batch, Finish, Outcome, Snapshot, Start
-from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter
+from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter, SlowTransform
 
 Document = dict[str, Any]
 
@@ -459,7 +459,7 @@ class FakeLease:
         self._hold()
         return True
 
-    def renew(self) -> bool:
+    def renew(self, slow: Sequence[SlowTransform] = ()) -> bool:
         """Push the expiry out; False when someone else holds it."""
         if not self._mine():
             return False

@@ -95,6 +95,7 @@ class Assembled:
     stop: Event = field(default_factory=Event)
     slow: Slow = field(init=False)
     commits: Precedence = field(init=False, default_factory=Precedence)
+    _tenure: Tenure | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.slow = Slow(self.config.worker.slow_transform_seconds, self.registry.by_source)
@@ -123,7 +124,7 @@ class Assembled:
     def serve(self, goal: Goal) -> None:
         """Hold the lease and work, until the goal is reached or `stop` is set; who loses the lease stands by again."""
         while not self.stop.is_set():
-            tenure = self.tenure()
+            tenure = self._tenure = self.tenure()
             try:
                 if not tenure.wait():
                     return
@@ -140,6 +141,11 @@ class Assembled:
                 continue
             if goal.time is not None and not tenure.over.is_set():
                 return
+
+    def give_up(self) -> None:
+        """Leave the work that does not end to another process, which may begin at once."""
+        if self._tenure is not None:
+            self._tenure.give_up()
 
     def work_off(self) -> bool:
         """Take the lease and work until no job is left; False when another process has it."""

@@ -13,7 +13,7 @@ from pymongo.client_session import ClientSession
 from distributary.change import CODEC, Change, CollectionChange, Position
 from distributary.derive.plan import Contest, Desired
 from distributary.excerpt import key_of
-from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter
+from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter, SlowTransform
 
 
 class Batch(NamedTuple):
@@ -278,8 +278,11 @@ class LeaseStore(Protocol):
     def acquire(self) -> bool:
         """Take the lease if it is free or expired."""
 
-    def renew(self) -> bool:
-        """Push the expiry out; False when someone else holds it."""
+    def announce(self, session_id: Any) -> None:
+        """Say which session writes under it."""
+
+    def renew(self, slow: Sequence[SlowTransform] = ()) -> bool:
+        """Push the expiry out, and say what holds the work up; False when someone else holds it."""
 
     def release(self) -> None:
         """Give it back."""

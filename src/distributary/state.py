@@ -155,6 +155,15 @@ class Job:
     removed: int = 0
 
 
+class SlowTransform(NamedTuple):
+    """A document that a transform has been working on for so many seconds; `key` is its key as text."""
+
+    transform: str
+    source: str
+    key: str
+    seconds: float
+
+
 class ParkedLetter(NamedTuple):
     """What a worker remembers of a parked document."""
 

@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 
 from distributary.ports import LeaseStore
-from distributary.store.lease import LEASES, Lease
+from distributary.state import SlowTransform
+from distributary.store.lease import LEASES, Holder, Lease
 from tests.conftest import Databases
 from tests.fakes import FakeLease, FakeLeases
 
@@ -112,3 +113,19 @@ class TestMongoLease(LeaseStoreContract):
             databases.state[LEASES].update_many({"expires": {"$exists": True}}, past)
 
         return later
+
+    def test_what_holds_the_work_up_is_told(self, databases: Databases, process: Process) -> None:
+        """The holder says it with each renewal, and not for longer than it lasts."""
+        lease = Lease(databases.state, "w", 10)
+        slow = SlowTransform("orders", "$orders", "'$key'", 12.5)
+        assert lease.acquire()
+        assert lease.renew([slow])
+        assert lease.holder() == Holder(lease.me, alive=True, slow=(slow,))
+        assert lease.renew()
+        assert lease.holder() == Holder(lease.me, alive=True)
+        assert lease.renew([slow])
+        lease.release()
+        assert process("w").acquire()
+        found = lease.holder()
+        assert found is not None
+        assert found.slow == ()

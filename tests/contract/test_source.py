@@ -1,14 +1,16 @@
 """What every source promises: its stream of changes, and reading its documents."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 from uuid import uuid4
+from weakref import ReferenceType, ref
 
 import pytest
 
 from distributary.change import CollectionChange, Operation
-from distributary.ports import Batch, Documents, Source, Start
+from distributary.ports import Batch, Documents, Snapshot, Source, Start
 from distributary.source.documents import Documents as MongoDocuments
 from distributary.source.stream import Stream
 from tests.conftest import Databases, eventually
@@ -297,3 +299,23 @@ class TestMongoSource(SourceContract, DocumentsContract):
                 stream.close()
 
         return tailed
+
+    def test_a_refused_read_keeps_nothing_of_its_caller(
+        self, databases: Databases, documents: Documents
+    ) -> None:
+        """What the server refuses leaves no cycle that would keep a batch while the collector is off."""
+        before = databases.client.admin.command("ping")["operationTime"]
+        databases.raw.orders.insert_one({"_id": 1})
+
+        def read() -> tuple[Snapshot, "ReferenceType[set[int]]"]:
+            batch = {1, 2, 3}
+            return documents.fetch("orders", [1], at=before), ref(batch)
+
+        gc.collect()
+        gc.disable()
+        try:
+            snapshot, kept = read()
+        finally:
+            gc.enable()
+        assert list(snapshot.documents) == [{"_id": 1}]
+        assert kept() is None

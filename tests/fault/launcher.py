@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 from pymongo.client_session import ClientSession
 
-from distributary.cli import run as command_line
+from distributary.cli import command_line
 from distributary.engine.derivation import Derivation
 from distributary.engine.slices import Slices
 from distributary.sink.mongo import MongoSink

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from threading import Event
 
 import pytest
@@ -168,11 +169,13 @@ def test_a_transform_that_hangs_is_named(make: Make, launcher: Launcher, existin
             worker.says("job done")
             insert(harness, range(20))
         assert_named(worker)
+        eventually(lambda: "parts has been working on orders[7] for" in status(harness))
         began = time.monotonic()
         worker.send(signal.SIGTERM)
         assert worker.ended() == 1, worker.said
         assert time.monotonic() - began < SHUTDOWN + 2
         assert "was not committed within 1 s" in worker.said
+    assert "stopped" in status(harness)
     assert_corrected(harness)
 
 
@@ -190,6 +193,14 @@ def test_the_read_ahead_of_a_transform_that_hangs_is_bounded(make: Make, launche
         still(lambda: resident(worker))
         assert resident(worker) - before < 60_000_000
         assert worker.said.count("a transform takes long") == 1
+
+
+def status(harness: Harness) -> str:
+    """Give what `status` says."""
+    process = harness.process("status", stdout=PIPE)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    return said
 
 
 def resident(worker: Worker) -> int:

@@ -16,16 +16,11 @@ import pytest
 from bson import encode
 
 from distributary.embedded import EmbeddedMongo
-from tests.conftest import SOAK, Databases, embedded_or_skip, eventually
+from tests.conftest import Databases, embedded_or_skip, eventually
 from tests.fault.deployment import databases_of
 from tests.harness import Harness
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc"),
-    pytest.mark.skipif(
-        SOAK == 1, reason="peaks of a busy machine need room and minutes: `make soak` runs it"
-    ),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 
 MB = 1024 * 1024
 

@@ -8,11 +8,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from distributary.embedded import EmbeddedMongo
-from tests.conftest import SOAK, Databases, embedded_or_skip, eventually
+from tests.conftest import Databases, embedded_or_skip, eventually
 from tests.fault.deployment import databases_of, serving
 from tests.harness import Harness
-
-pytestmark = pytest.mark.skipif(SOAK == 1, reason="the largest documents take minutes: `make soak` runs it")
 
 MB = 1024 * 1024
 

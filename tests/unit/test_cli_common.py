@@ -23,7 +23,7 @@ from pymongo.errors import ConfigurationError as DriverConfigurationError
 from pymongo.errors import InvalidURI, OperationFailure
 from rich.console import Console
 
-from distributary.cli import VERBS, Verb, distributary, run
+from distributary.cli import VERBS, Verb, command_line, distributary
 from distributary.cli.common import config_option, console, emit_json, json_option, open_config, progress
 from distributary.cli.progress import LINE_SECONDS, Bar, Lines
 from distributary.errors import (
@@ -60,7 +60,7 @@ def attempt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         module.command = verb if isinstance(verb, click.Command) else click.command()(verb)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "fake_verb", module)
         monkeypatch.setitem(VERBS, "fake", Verb("fake_verb", "Do as told."))
-        return Outcome(run(["fake", *arguments]), *capsys.readouterr())
+        return Outcome(command_line(["fake", *arguments]), *capsys.readouterr())
 
     return run_it
 
@@ -84,7 +84,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 def test_the_verbs_are_listed_without_importing_them() -> None:
     """`--help` names each verb and imports neither a verb nor the driver."""
     code = (
-        "import sys; from distributary.cli import run; code = run(['--help']);"
+        "import sys; from distributary.cli import command_line; code = command_line(['--help']);"
         "print([name for name in sys.modules if name.startswith(('distributary.cli.', 'pymongo.'))], code)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -94,13 +94,13 @@ def test_the_verbs_are_listed_without_importing_them() -> None:
 
 def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     """`--version` tells the version and ends well."""
-    assert run(["--version"]) == 0
+    assert command_line(["--version"]) == 0
     assert capsys.readouterr().out.startswith("distributary, version ")
 
 
 def test_an_unknown_verb_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     """A verb that does not exist ends with 2 and a line."""
-    assert run(["nope"]) == 2
+    assert command_line(["nope"]) == 2
     assert "nope" in capsys.readouterr().err
 
 

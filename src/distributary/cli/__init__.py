@@ -61,7 +61,7 @@ def distributary() -> None:
     """Keep derived MongoDB collections equal to pure functions of raw ones."""
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code; a failure has been told on stderr when this returns.
 
     A verb's function may return its exit code; None is 0.
@@ -91,4 +91,4 @@ def _nobody_reads() -> int:
 
 def main() -> NoReturn:
     """Run the command line with the process's arguments and leave with its exit code."""
-    sys.exit(run())
+    sys.exit(command_line())

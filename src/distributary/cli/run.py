@@ -19,6 +19,9 @@ logger = log.get_logger()
 #: How often the main thread looks whether the work has ended, in seconds; signals are handled in between.
 TICK = 0.2
 
+#: Seconds for giving the lease back when the work does not end.
+GIVE_UP_SECONDS = 2.0
+
 
 @click.command("run")
 @config_option
@@ -57,6 +60,9 @@ def _supervise(work: Callable[[], None], assembled: Assembled) -> None:
         logger.info("stopping")
     thread.join(assembled.config.worker.shutdown_seconds)
     if thread.is_alive():
+        leaving = Thread(target=assembled.give_up, daemon=True)
+        leaving.start()
+        leaving.join(GIVE_UP_SECONDS)
         raise Failed(
             f"The batch at hand was not committed within {assembled.config.worker.shutdown_seconds:g} s.",
             "Nothing is lost: it is done again at the next start. Raise worker.shutdown_seconds to wait longer.",

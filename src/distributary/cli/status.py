@@ -107,6 +107,9 @@ def _worker(status: WorkerStatus, *, terminal: bool) -> Iterator[RenderableType]
     if status.transforms:
         yield _table(status, terminal=terminal)
     yield from (_job(each) for each in status.jobs)
+    for each in status.slow:
+        held = f"{each.transform} has been working on {each.source}[{each.key}] for {each.seconds:,.0f} s"
+        yield Text(f"  held up: {held}", "red")
     for name, when in status.detached.items():
         yield Text(f"  source {name!r} is gone since {iso(when)}; its records are kept", "yellow")
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from distributary.derive.collapse import Latest
 from distributary.derive.transform import Transform
 from distributary.log import get_logger
+from distributary.state import SlowTransform
 
 log = get_logger()
 
@@ -22,7 +23,7 @@ class _Begun(NamedTuple):
 
 
 class Slow:
-    """Knows which document each thread derives, and tells once of one that takes longer than `seconds`.
+    """Knows which document each thread derives, and tells of one that takes longer than `seconds`.
 
     `tell` is called now and then by a thread that goes on while another hangs. What holds the interpreter
     itself for that time (a regular expression that backtracks without end) holds that thread up too.
@@ -51,24 +52,23 @@ class Slow:
         finally:
             self._begun.pop(thread, None)
 
-    def tell(self) -> None:
-        """Write to the log which documents take too long, each of them once."""
+    def tell(self) -> list[SlowTransform]:
+        """Give the documents that take too long, and write to the log about each of them once."""
+        slow = []
         for thread, begun in list(self._begun.items()):
             seconds = self._clock() - begun.since
-            if seconds >= self._seconds and self._told.get(thread) is not begun:
-                self._told[thread] = begun
-                self._tell(thread, begun.document, seconds)
+            if seconds >= self._seconds:
+                frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented for finding out what hangs
+                slow.append(self._slow(begun.document, seconds, frame))
+                if self._told.get(thread) is not begun:
+                    self._told[thread] = begun
+                    place = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
+                    log.warning("a transform takes long", **slow[-1]._asdict(), place=place)
+        return slow
 
-    def _tell(self, thread: int, document: Latest, seconds: float) -> None:
-        frame = sys._current_frames().get(thread)  # noqa: SLF001 - documented for finding out what hangs
-        log.warning(
-            "a transform takes long",
-            transform=self._name(document.collection, frame),
-            source=document.collection,
-            key=f"{document.key!r:.80}",
-            seconds=round(seconds, 1),
-            place=f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "",
-        )
+    def _slow(self, document: Latest, seconds: float, frame: FrameType | None) -> SlowTransform:
+        name = self._name(document.collection, frame)
+        return SlowTransform(name, document.collection, f"{document.key!r:.80}", round(seconds, 1))
 
     def _name(self, source: str, frame: FrameType | None) -> str:
         """Give the transform whose code the thread is in; all of the source's when none can be seen there."""

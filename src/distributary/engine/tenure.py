@@ -1,15 +1,16 @@
 """Holding the lease: waiting for it, renewing it, and giving it back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
 from time import monotonic
-from typing import Any, Protocol
 
 from pymongo.errors import PyMongoError
 
 from distributary.engine.retry import reason
 from distributary.log import get_logger
+from distributary.ports import LeaseStore
+from distributary.state import SlowTransform
 
 log = get_logger()
 
@@ -20,37 +21,25 @@ STANDBY_SECONDS = 0.5
 RENEWALS = 4
 
 
-class HeldLease(Protocol):
-    """The lease as seen by this process."""
-
-    def acquire(self) -> bool:
-        """Take it if it is free or expired."""
-
-    def announce(self, session_id: Any) -> None:
-        """Say which session writes under it."""
-
-    def renew(self) -> bool:
-        """Push the expiry out; False when someone else holds it."""
-
-    def release(self) -> None:
-        """Give it back."""
-
-
 class Tenure:
     """The time in which this process is the one writer of a worker's name.
 
-    `over` is set when the tenure ends: the lease was lost, or the process was asked to stop. `beside` is called
-    several times in one duration of the lease, whatever the work does meanwhile.
+    `over` is set when the tenure ends: the lease was lost, or the process was asked to stop. `slow` is asked
+    several times in one duration of the lease, whatever the work does meanwhile, for what holds it up.
     """
 
     def __init__(
-        self, lease: HeldLease, seconds: float, stop: Event, beside: Callable[[], None] = lambda: None
+        self,
+        lease: LeaseStore,
+        seconds: float,
+        stop: Event,
+        slow: Callable[[], Sequence[SlowTransform]] = list,
     ) -> None:
         self.lease = lease
         self.over = Event()
         self._seconds = seconds
         self._stop = stop
-        self._beside = beside
+        self._slow = slow
 
     def wait(self) -> bool:
         """Wait until this process holds the lease; False when it was asked to stop instead."""
@@ -77,6 +66,11 @@ class Tenure:
             thread.join()
             self._give_back()
 
+    def give_up(self) -> None:
+        """Give the lease back though the work goes on: it commits nothing any more once the next holder began."""
+        self.over.set()
+        self._give_back()
+
     def _give_back(self) -> None:
         try:
             self.lease.release()
@@ -89,11 +83,11 @@ class Tenure:
         while not self._done.wait(self._seconds / RENEWALS / 5):
             if self._stop.is_set():
                 self.over.set()
-            self._beside()
+            slow = self._slow()
             if monotonic() - renewed < self._seconds / RENEWALS:
                 continue
             try:
-                held = self.lease.renew()
+                held = self.lease.renew(slow)
             except PyMongoError as error:
                 log.warning("lease not renewed", error=reason(error))
                 held = monotonic() - renewed < self._seconds

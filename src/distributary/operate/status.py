@@ -14,7 +14,7 @@ from distributary.change import Position
 from distributary.derive.registry import Registry
 from distributary.errors import DistributaryError
 from distributary.source import deployment
-from distributary.state import Built, Checkpoint, Job, SourceIdentity
+from distributary.state import Built, Checkpoint, Job, SlowTransform, SourceIdentity
 from distributary.store.checkpoints import CHECKPOINTS, from_document, lag_seconds
 from distributary.store.jobs import Jobs
 from distributary.store.lease import LEASES, Lease
@@ -79,6 +79,7 @@ class WorkerStatus:
     jobs: tuple[JobStatus, ...]
     detached: Mapping[str, Timestamp]
     dead_letters: Mapping[str, Mapping[str, int]]
+    slow: tuple[SlowTransform, ...] = ()
 
     def answer(self) -> dict[str, Any]:
         """Give it as JSON has it; times are ISO-8601."""
@@ -96,6 +97,7 @@ class WorkerStatus:
             "jobs": [_job_answer(each) for each in self.jobs],
             "detached": {name: iso(time) for name, time in self.detached.items()},
             "dead_letters": self.dead_letters,
+            "slow_transforms": [each._asdict() for each in self.slow],
         }
 
 
@@ -204,6 +206,7 @@ class _Look:
             jobs=tuple(JobStatus(job, self._total(job)) for job in Jobs(self.state, self.name).open()),
             detached=checkpoint.detached if checkpoint else {},
             dead_letters=letters,
+            slow=holder.slow if holder is not None and alive else (),
         )
 
     def _distance(self, checkpoint: Checkpoint | None) -> tuple[int | None, int | None, str]:

@@ -74,9 +74,8 @@ class Documents:
             except OperationFailure as error:
                 if error.code not in GONE_SNAPSHOT:
                     raise
-                error.__traceback__ = (
-                    None  # the driver's frames hold the error, and it ours: a cycle with a batch
-                )
+                # the driver's frames keep the error, and its traceback a batch
+                error.__traceback__ = None
         return Snapshot(*self._find(collection, query, most=self._most))
 
     def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:

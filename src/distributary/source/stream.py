@@ -207,9 +207,18 @@ def _change(event: Document, operation: Operation) -> Change:
 
 
 def _judged(error: OperationFailure) -> Exception:
+    if error.code == _TOO_LARGE:
+        return PositionLost(
+            f"The next change is larger than any change stream may report: {_told(error)}",
+            POSITION_CURE,
+        )
     if error.code in LOST:
         return PositionLost(
-            f"The stream cannot be opened at this position any more: {error.details and error.details.get('errmsg')}",
+            f"The stream cannot be opened at this position any more: {_told(error)}",
             POSITION_CURE,
         )
     return error
+
+
+def _told(error: OperationFailure) -> Any:
+    return error.details and error.details.get("errmsg")

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from distributary.change import CODEC
+from distributary.state import SlowTransform
 
 LEASES = "leases"
 
@@ -18,10 +20,11 @@ _UNAUTHORIZED = 13
 
 
 class Holder(NamedTuple):
-    """Who holds a lease; `alive` says whether it has not expired."""
+    """Who holds a lease; `alive` says whether it has not expired, `slow` what held it up when it last renewed."""
 
     name: str
     alive: bool
+    slow: tuple[SlowTransform, ...] = ()
 
 
 class Lease:
@@ -39,7 +42,7 @@ class Lease:
         self._collection.update_one({"_id": self._worker}, {"$setOnInsert": {"holder": None}}, upsert=True)
         before = self._collection.find_one_and_update(
             {"_id": self._worker, "$expr": {"$or": [free, {"$eq": ["$holder", self.me]}]}},
-            [{"$set": {"holder": self.me, "expires": self._expiry(), "taken_at": "$$NOW"}}],
+            [{"$set": {"holder": self.me, "expires": self._expiry(), "taken_at": "$$NOW", "slow": []}}],
             return_document=ReturnDocument.BEFORE,
         )
         if before is None:
@@ -53,24 +56,28 @@ class Lease:
             {"_id": self._worker, "holder": self.me}, {"$set": {"session": session_id["id"]}}
         )
 
-    def renew(self) -> bool:
-        """Push the expiry out; False when someone else holds the lease."""
+    def renew(self, slow: Sequence[SlowTransform] = ()) -> bool:
+        """Push the expiry out, and say what holds the work up; False when someone else holds the lease."""
+        told = {"$literal": [each._asdict() for each in slow]}
         result = self._collection.update_one(
-            {"_id": self._worker, "holder": self.me}, [{"$set": {"expires": self._expiry()}}]
+            {"_id": self._worker, "holder": self.me}, [{"$set": {"expires": self._expiry(), "slow": told}}]
         )
         return bool(result.matched_count)
 
     def release(self) -> None:
         """Give the lease back, so that a standby takes it at once."""
         self._collection.update_one(
-            {"_id": self._worker, "holder": self.me}, {"$set": {"holder": None, "session": None}}
+            {"_id": self._worker, "holder": self.me}, {"$set": {"holder": None, "session": None, "slow": []}}
         )
 
     def holder(self) -> Holder | None:
         """Give who holds the lease."""
         alive = {"$gt": ["$expires", "$$NOW"]}
-        found = self._collection.find_one({"_id": self._worker}, {"holder": 1, "alive": alive})
-        return Holder(found["holder"], found["alive"]) if found and found.get("holder") else None
+        found = self._collection.find_one({"_id": self._worker}, {"holder": 1, "alive": alive, "slow": 1})
+        if not found or not found.get("holder"):
+            return None
+        slow = tuple(SlowTransform(**each) for each in found.get("slow", []))
+        return Holder(found["holder"], found["alive"], slow)
 
     def _expiry(self) -> dict[str, Any]:
         return {"$add": ["$$NOW", self._ms]}
