@@ -11,7 +11,7 @@ from bson import ObjectId
 from distributary.errors import Failed
 from distributary.operate.dead_letters import listing, one
 from distributary.state import LetterKind
-from tests.conftest import Databases
+from tests.conftest import Databases, eventually
 from tests.harness import Harness
 
 CODES = """
@@ -96,7 +96,7 @@ def test_show_tells_everything_and_what_to_do(parked: Harness) -> None:
     text = page(parked, "show", letter["id"])
     assert "bad order 1" in text
     assert "Traceback" in text
-    assert "derived again when it changes" in text
+    assert "distributary dead-letters retry" in text
 
 
 def test_show_names_what_a_contested_document_waits_for(parked: Harness) -> None:
@@ -154,3 +154,63 @@ def test_a_reason_that_quotes_a_huge_document_is_cut(harness: Harness) -> None:
     (stored,) = listing(harness.databases.state, None, None, 10).letters
     assert len(stored.letter.reason) < 10_000
     assert len(stored.letter.traceback) < 100_000
+
+
+# --- retry ------------------------------------------------------------------------------------------------------
+
+
+def retried(harness: Harness, *arguments: str, code: int) -> str:
+    """Give what `retry` says."""
+    with harness.process("dead-letters", "retry", *arguments, stdout=PIPE, stderr=PIPE) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    return out or err
+
+
+def corrected(harness: Harness) -> None:
+    """Correct the transform, without anything that would derive the parked document by itself."""
+    harness.write(
+        {
+            "coded": CODES.replace('if order.get("bad")', "if False").replace(
+                'order["code"]', 'order.get("code", "b")'
+            )
+        }
+    )
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["beside a worker", "without one"])
+def test_a_retry_derives_what_can_be_derived_now(parked: Harness, alive: bool) -> None:  # noqa: FBT001
+    """The corrected one is derived, the contested one stays, and the answer names it."""
+    corrected(parked)
+    if alive:
+        with parked.running() as worker:
+            eventually(lambda: (found := worker.holder()) is not None and found.alive)
+            said = retried(parked, "--all", code=1)
+    else:
+        said = retried(parked, "--all", code=1)
+    assert "2 tried, 1 resolved, 1 still parked" in said
+    assert "coded 3: yields codes" in said
+    assert parked.databases.derived.codes.find_one({"_id": "b"}, {"order": 1}) == {"_id": "b", "order": 1}
+
+
+def test_a_retry_by_id_and_by_kind(parked: Harness) -> None:
+    """Only those that are chosen are tried; none that is left over ends with 0."""
+    ids = {each["key"]: each["id"] for each in answer(parked, "list")["letters"]}
+    assert "1 tried, 0 resolved, 1 still parked" in retried(parked, ids[1], code=1)
+    corrected(parked)
+    assert "1 tried, 0 resolved" in retried(parked, "--kind", "contested", code=1)
+    assert "1 tried, 1 resolved, 0 still parked" in retried(parked, ids[1], code=0)
+    assert "0 tried" in retried(parked, "--kind", "failed", code=0)
+
+
+def test_a_document_that_is_gone_is_parked_no_more(parked: Harness) -> None:
+    """A retry reads the document as it is now, so what was deleted unseen leaves nothing behind."""
+    parked.databases.raw.orders.delete_one({"_id": 1})
+    assert "1 tried, 1 resolved, 0 still parked" in retried(parked, "--kind", "failed", code=0)
+    assert parked.databases.state.dead_letters.count_documents({}) == 1
+
+
+def test_a_retry_says_what_it_needs(parked: Harness) -> None:
+    """Nothing chosen is a usage error, an unknown id a failure; neither tries anything."""
+    assert "Give the ids" in retried(parked, code=2)
+    assert "There is no dead letter 'abc'" in retried(parked, "abc", code=1)

@@ -22,9 +22,15 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "run": Verb("distributary.cli.run", "Keep derived collections equal to their transforms, always on."),
     "verify": Verb("distributary.cli.verify", "Compare derived collections with a recomputation."),
+    "backfill": Verb(
+        "distributary.cli.backfill", "Derive existing documents again, and remove what lost its source."
+    ),
     "check": Verb("distributary.cli.check", "Look whether everything that a worker needs is there."),
     "status": Verb("distributary.cli.status", "Show workers, positions, lag and dead letters."),
-    "dead-letters": Verb("distributary.cli.dead_letters", "Show the documents that could not be derived."),
+    "dead-letters": Verb(
+        "distributary.cli.dead_letters",
+        "Show the documents that could not be derived, and derive them again.",
+    ),
     "demo": Verb("distributary.cli.demo", "See it all at work on this machine, with a MongoDB of its own."),
 }
 

@@ -8,9 +8,18 @@ import click
 from rich import box
 from rich.table import Table
 
-from distributary.assemble import connect
-from distributary.cli.common import config_option, console, emit_json, json_option, one_line, open_config
-from distributary.operate.dead_letters import Listing, answer, cure, listing, one
+from distributary.assemble import Assembled, connect, registry
+from distributary.cli.common import (
+    config_option,
+    console,
+    emit_json,
+    json_option,
+    one_line,
+    open_config,
+    progress,
+)
+from distributary.operate.dead_letters import Listing, answer, chosen, cure, listing, one, remaining, retries
+from distributary.operate.jobs import carry_out
 from distributary.operate.status import iso
 from distributary.state import LetterKind
 from distributary.store.letters import StoredLetter
@@ -18,10 +27,13 @@ from distributary.store.letters import StoredLetter
 #: Columns that a key or a transform's name takes at most in the list.
 KEY_COLUMNS = 30
 
+#: Documents that are named that are still parked after a retry.
+SHOWN = 20
+
 
 @click.group("dead-letters")
 def command() -> None:
-    """Show the documents that could not be derived, and why."""
+    """Show the documents that could not be derived, and why, and derive them again."""
 
 
 @command.command("list")
@@ -61,6 +73,53 @@ def show(config_path: Path | None, id: str, *, as_json: bool) -> None:  # noqa: 
     if stored.letter.traceback:
         click.echo(f"\n{stored.letter.traceback.rstrip()}")
     click.echo(f"\n{cure(stored.letter)}")
+
+
+@command.command("retry")
+@config_option
+@json_option
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--transform", metavar="NAME", help="All of this transform.")
+@click.option("--kind", type=click.Choice([kind.value for kind in LetterKind]), help="All of this kind.")
+@click.option("--all", "everything", is_flag=True, help="All of this worker.")
+def retry(
+    config_path: Path | None,
+    ids: tuple[str, ...],
+    transform: str | None,
+    kind: str | None,
+    *,
+    everything: bool,
+    as_json: bool,
+) -> int:
+    """Derive parked documents again, each from its current state.
+
+    The running worker does it as a job; without one this process takes the lease and does it. Exits with 0 when none
+    of them is parked any more, with 1 when some still are.
+    """
+    if sum([bool(ids), bool(transform or kind), everything]) != 1:
+        raise click.UsageError("Give the ids, or --transform and --kind, or --all.")
+    config = open_config(config_path)
+    with connect(config) as databases:
+        assembled = Assembled(config, databases, registry(config))
+        kinds = LetterKind(kind) if kind else None
+        letters = chosen(databases.state, config.worker.name, ids, transform, kinds)
+        if letters:
+            with progress("Deriving", as_json=as_json) as bar:
+                carry_out(assembled, retries(letters), bar.update)
+        left = remaining(databases.state, letters)
+    if as_json:
+        emit_json({"tried": len(letters), "parked": [answer(each) for each in left]})
+    else:
+        click.echo(
+            f"{len(letters):,} tried, {len(letters) - len(left):,} resolved, {len(left):,} still parked"
+        )
+        for each in left[:SHOWN]:
+            letter = each.letter
+            reason = letter.reason.partition("\n")[0]
+            click.echo(f"  {each.id} {letter.transform} {one_line(letter.key)}: {reason}")
+        if len(left) > SHOWN:
+            click.echo(f"  … and {len(left) - SHOWN:,} more")
+    return 1 if left else 0
 
 
 def _print(found: Listing) -> None:

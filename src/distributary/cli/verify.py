@@ -59,7 +59,7 @@ def command(
     return 0 if result.equal else 1
 
 
-def _repairing(assembled: Assembled) -> Callable[[Sequence[Job]], None]:
+def _repairing(assembled: Assembled) -> Callable[[Sequence[Job]], object]:
     return lambda jobs: carry_out(assembled, jobs)
 
 

@@ -1,21 +1,26 @@
 """Looking at dead letters: which documents are parked, why, and what to do about each."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pymongo.database import Database
 
 from distributary.errors import Failed
+from distributary.operate.repair import JOB_KEYS
+from distributary.operate.sides import chunks
 from distributary.operate.status import iso
-from distributary.state import Letter, LetterKind
-from distributary.store.letters import StoredLetter, count_letters, stored_letters
+from distributary.state import Job, JobKind, Letter, LetterKind
+from distributary.store.letters import StoredLetter, count_letters, is_legible, stored_letters
 
 _NEXT = {
     LetterKind.FAILED: "Correct the document, or the transform and restart the worker."
-    " The document is derived again when it changes next, or when it is derived anew by a backfill.",
+    " Then run `distributary dead-letters retry`; a change of the document does it, too.",
     LetterKind.CONTESTED: "Let one document yield the record: change a key in the transform, or correct the"
     " document. It is derived again by itself as soon as the owner yields the record no longer.",
     LetterKind.REFUSED: "Make the record acceptable: correct the document or the transform, or remove the"
-    " index or the validator that is in the way. The document is derived again when it changes next.",
+    " index or the validator that is in the way. Then run `distributary dead-letters retry`; a change of the"
+    " document does it, too.",
 }
 
 _KEPT = "The records that the document had before stay as they were until then."
@@ -44,6 +49,39 @@ def one(state: Database[Any], short_id: str) -> StoredLetter:
             "`distributary dead-letters list` shows the ids.",
         )
     return found[0]
+
+
+def chosen(
+    state: Database[Any], worker: str, ids: Sequence[str], transform: str | None, kind: LetterKind | None
+) -> list[StoredLetter]:
+    """Give the letters of these ids, or all that match; raises `Failed` for an id that is not one of the worker's."""
+    found = [one(state, each) for each in ids]
+    for each in found:
+        if each.worker != worker:
+            raise Failed(
+                f"The dead letter {each.id} belongs to worker {each.worker!r}.",
+                "Use the configuration of that worker, or set worker.name.",
+            )
+    return found or [each for each in listing(state, transform, kind, 0).letters if each.worker == worker]
+
+
+def retries(letters: Sequence[StoredLetter]) -> list[Job]:
+    """Give the jobs that derive parked documents again, each from its current state."""
+    keys: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for each in letters:
+        if is_legible(each.letter.key):
+            keys[each.letter.source, each.letter.transform].append(each.letter.key)
+    return [
+        Job(None, JobKind.DERIVE, source, (transform,), "dead letters retried", keys=some, total=len(some))
+        for (source, transform), all_keys in sorted(keys.items())
+        for some in chunks(all_keys, JOB_KEYS)
+    ]
+
+
+def remaining(state: Database[Any], letters: Sequence[StoredLetter]) -> list[StoredLetter]:
+    """Give those of these letters that are still there, as they are now."""
+    found = (stored_letters(state, {"id": each.id}, 1) for each in letters)
+    return [letter for some in found for letter in some]
 
 
 def cure(letter: Letter) -> str:

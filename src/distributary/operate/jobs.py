@@ -42,8 +42,8 @@ def carry_out(
     jobs: Sequence[Job],
     progress: Told = lambda _done, _total: None,
     sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Ask for jobs and see them through; all of them are done on return.
+) -> list[Job]:
+    """Ask for jobs and see them through; gives them as they are at the end, all of them done.
 
     A living worker does them, also one that starts or takes over meanwhile; without one this process does.
     On Ctrl-C they stay asked for: the worker goes on with them, at once or when it runs again.
@@ -51,7 +51,7 @@ def carry_out(
     if workplace.checkpoint() is None:
         raise Failed("No worker of this name ever ran, so there is nothing to do.", "Run `distributary run`.")
     try:
-        _Handed(workplace, workplace.jobs().ask(jobs), progress, sleep).see_through()
+        return _Handed(workplace, workplace.jobs().ask(jobs), progress, sleep).see_through()
     except KeyboardInterrupt:
         log.warning("interrupted", jobs="those asked for stay with the worker: `distributary run` does them")
         raise
@@ -68,7 +68,7 @@ class _Handed:
         self._progress = progress
         self._sleep = sleep
 
-    def see_through(self) -> None:
+    def see_through(self) -> list[Job]:
         while not self._done():
             if self._workplace.stop.is_set():
                 raise Failed("The work was stopped; its jobs stay.", "`distributary run` carries them out.")
@@ -77,10 +77,14 @@ class _Handed:
                 self._sleep(LOOK_SECONDS)
             else:
                 self._work_off()
+        return self._found()
+
+    def _found(self) -> list[Job]:
+        return [job for each in self._ids if (job := self._workplace.jobs().get(each)) is not None]
 
     def _done(self) -> bool:
         """Look at the jobs and tell of their progress; one that is not there any more is done."""
-        found = [job for each in self._ids if (job := self._workplace.jobs().get(each)) is not None]
+        found = self._found()
         totals = [job.total or job.documents + len(job.keys) for job in found]
         self._progress(sum(job.documents for job in found), sum(totals))
         return all(job.done for job in found)

@@ -134,7 +134,7 @@ class Verifier:
         watch: Watch,
         *,
         sample: int = 0,
-        repair: Callable[[Sequence[Job]], None] | None = None,
+        repair: Callable[[Sequence[Job]], object] | None = None,
         progress: Told = lambda _done, _total: None,
     ) -> None:
         self._sides = sides

@@ -156,6 +156,11 @@ def _storable(key: Any) -> Any:
     return key
 
 
+def is_legible(key: Any) -> bool:
+    """Whether the key of a stored letter is the document's key, and not the text of one that nothing encodes."""
+    return not (isinstance(key, dict) and key.keys() == {"invalid"} and isinstance(key["invalid"], bytes))
+
+
 def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
