@@ -410,8 +410,12 @@ class FakeJobs:
         return asked
 
     def next(self) -> Job | None:
-        """Give the oldest job that is not done."""
-        return next(iter(self.open()), None)
+        """Give the oldest job that is neither done nor paused."""
+        return next((job for job in self.open() if not job.paused), None)
+
+    def is_wanted(self, job_id: Any) -> bool:
+        """Whether a job is to be gone on with."""
+        return any(job.id == job_id and not job.paused for job in self.open())
 
     def open(self) -> list[Job]:
         """Give all jobs that are not done."""

@@ -260,7 +260,10 @@ class JobStore(Protocol):
         """Record jobs to be done."""
 
     def next(self) -> Job | None:
-        """Give the oldest job that is not done."""
+        """Give the oldest job that is neither done nor paused."""
+
+    def is_wanted(self, job_id: Any) -> bool:
+        """Whether a job is to be gone on with: neither done, nor paused, nor cancelled."""
 
     def open(self) -> list[Job]:
         """Give all jobs that are not done, oldest first."""

@@ -133,7 +133,8 @@ class Job:
     records that are swept), and `after` holds the key behind which the next slice starts (empty: at the
     beginning). `code` are the fingerprints of the transforms that the job began with. `gap` is the range of time
     that is uncertain until the job is done, after the position was lost. `documents` were looked at, and records
-    `written` and `removed`; a crash may lose what the last slice counted.
+    `written` and `removed`; a crash may lose what the last slice counted. A `paused` job waits for an operator, and one
+    that was `cancelled` is done.
     """
 
     id: Any
@@ -153,6 +154,8 @@ class Job:
     gap: tuple[Timestamp, Timestamp] | None = None
     written: int = 0
     removed: int = 0
+    paused: bool = False
+    cancelled: bool = False
 
 
 class SlowTransform(NamedTuple):

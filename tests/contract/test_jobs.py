@@ -121,3 +121,41 @@ class TestMongoJobs(JobStoreContract):
     def transaction(self, client: Client) -> Transaction:
         """Give their transactions."""
         return transactions(client)
+
+    def test_a_paused_job_waits(self, databases: Databases, make: Make) -> None:
+        """The next one goes first, and it is there again when it goes on."""
+        make("w")
+        jobs = Jobs(databases.state, "w")
+        first, second = jobs.ask([job("a"), job("b")])
+        assert jobs.pause(first.id, paused=True)
+        assert jobs.next() == second
+        assert not jobs.is_wanted(first.id)
+        assert [each.paused for each in jobs.open()] == [True, False]
+        assert jobs.pause(first.id, paused=False)
+        assert jobs.next() == first
+
+    def test_a_cancelled_job_is_over(
+        self, databases: Databases, make: Make, transaction: Transaction
+    ) -> None:
+        """A slice that was under way does not bring it back."""
+        make("w")
+        jobs = Jobs(databases.state, "w")
+        (asked,) = jobs.ask([job("a")])
+        assert jobs.cancel(asked.id)
+        assert jobs.next() is None
+        with transaction() as session:
+            jobs.save(replace(asked, documents=7), session)
+        assert jobs.open() == []
+        found = jobs.get(asked.id)
+        assert found is not None
+        assert (found.cancelled, found.documents) == (True, 0)
+
+    def test_only_open_jobs_of_the_worker_are_halted(self, databases: Databases, make: Make) -> None:
+        """Those of another worker, and those that are done, are left alone."""
+        make("w")
+        (asked,) = Jobs(databases.state, "other").ask([job("a")])
+        jobs = Jobs(databases.state, "w")
+        assert not jobs.pause(asked.id, paused=True)
+        assert not jobs.cancel(asked.id)
+        assert Jobs(databases.state, "other").cancel(asked.id)
+        assert not Jobs(databases.state, "other").cancel(asked.id)

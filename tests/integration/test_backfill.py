@@ -74,7 +74,14 @@ def test_one_transform_is_derived_again(harness: Harness) -> None:
     damage(harness)
     answer = json.loads(backfill(harness, "--transform", "coded", "--json"))
     assert answer["jobs"] == [
-        {"source": "orders", "transforms": ["coded"], "documents": 20, "written": 2, "removed": 1}
+        {
+            "source": "orders",
+            "transforms": ["coded"],
+            "documents": 20,
+            "written": 2,
+            "removed": 1,
+            "cancelled": False,
+        }
     ]
     assert harness.databases.derived.names.count_documents({}) == 0
 

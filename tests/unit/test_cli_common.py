@@ -371,5 +371,5 @@ def test_a_terminal_gets_a_bar() -> None:
 
 def test_the_group_has_exactly_the_verbs_of_the_contract() -> None:
     """The mapping is the list of verbs, in the order of the help."""
-    verbs = ["run", "verify", "check", "status", "dead-letters", "demo"]
+    verbs = ["run", "verify", "backfill", "check", "status", "dead-letters", "jobs", "demo"]
     assert distributary.list_commands(click.Context(distributary)) == verbs

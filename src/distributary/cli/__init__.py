@@ -31,6 +31,7 @@ VERBS: dict[str, Verb] = {
         "distributary.cli.dead_letters",
         "Show the documents that could not be derived, and derive them again.",
     ),
+    "jobs": Verb("distributary.cli.jobs", "Show the work that the worker was asked for, and halt it."),
     "demo": Verb("distributary.cli.demo", "See it all at work on this machine, with a MongoDB of its own."),
 }
 

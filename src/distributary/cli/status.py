@@ -155,4 +155,7 @@ def _job(status: JobStatus) -> Text:
     job = status.job
     of = "" if status.total is None else f" of about {status.total:,}"
     stage = f", now removing what lost its source from {job.stage}" if job.stage else ""
-    return Text(f"  {job.kind.value} of {job.source} ({job.reason}): {job.documents:,}{of} documents{stage}")
+    paused = ", paused" if job.paused else ""
+    return Text(
+        f"  {job.kind.value} of {job.source} ({job.reason}): {job.documents:,}{of} documents{stage}{paused}"
+    )

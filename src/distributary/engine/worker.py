@@ -293,6 +293,11 @@ class _Tail:
 
     def _work(self) -> None:
         """Do a slice of the job at hand, or look for one."""
+        if self._job is not None and self._is_halted(self._job):
+            log.info(
+                "job halted", kind=self._job.kind, source=self._job.source, documents=self._job.documents
+            )
+            self._job, self._looked = None, float("-inf")
         if self._job is not None:
             self._job = self._slices.run(self._job)
             if self._job.done:
@@ -303,6 +308,13 @@ class _Tail:
                 self._job, self._looked = None, float("-inf")
         elif monotonic() - self._looked >= LOOK_SECONDS:
             self._look()
+
+    def _is_halted(self, job: Job) -> bool:
+        """Look now and then whether an operator has paused or cancelled the job at hand."""
+        if monotonic() - self._looked < LOOK_SECONDS:
+            return False
+        self._looked = monotonic()
+        return not self._stores.jobs.is_wanted(job.id)
 
     def _look(self) -> None:
         self._looked = monotonic()

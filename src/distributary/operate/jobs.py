@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 from typing import Any, Protocol
 
+from bson import ObjectId
+
 from distributary.errors import Failed, LeaseLost
 from distributary.log import get_logger
 from distributary.operate.watch import LOOK_SECONDS
@@ -72,12 +74,21 @@ class _Handed:
         while not self._done():
             if self._workplace.stop.is_set():
                 raise Failed("The work was stopped; its jobs stay.", "`distributary run` carries them out.")
+            self._refuse_paused()
             holder = self._workplace.holder()
             if holder is not None and holder.alive:
                 self._sleep(LOOK_SECONDS)
             else:
                 self._work_off()
         return self._found()
+
+    def _refuse_paused(self) -> None:
+        paused = [str(job.id) for job in self._found() if job.paused and not job.done]
+        if paused:
+            raise Failed(
+                f"The job was paused: {', '.join(paused)}.",
+                "`distributary jobs resume` lets the worker go on with it; this command need not run for that.",
+            )
 
     def _found(self) -> list[Job]:
         return [job for each in self._ids if (job := self._workplace.jobs().get(each)) is not None]
@@ -103,3 +114,13 @@ class _Handed:
             working.result()
         except LeaseLost as error:
             log.warning("stepped back", reason=error.message)
+
+
+def known(jobs: Jobs, text: str) -> Any:
+    """Give the id of an open job from its text; raises `Failed` when there is none."""
+    if not any(str(job.id) == text for job in jobs.open()):
+        raise Failed(
+            f"There is no open job {text!r}: it is done, or never was.",
+            "`distributary jobs list` shows the ids.",
+        )
+    return ObjectId(text)

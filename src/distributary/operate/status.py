@@ -94,7 +94,7 @@ class WorkerStatus:
             "headroom_seconds": self.headroom_seconds,
             "unknown": self.unknown or None,
             "transforms": {name: _transform_answer(each) for name, each in self.transforms.items()},
-            "jobs": [_job_answer(each) for each in self.jobs],
+            "jobs": [job_answer(each) for each in self.jobs],
             "detached": {name: iso(time) for name, time in self.detached.items()},
             "dead_letters": self.dead_letters,
             "slow_transforms": [each._asdict() for each in self.slow],
@@ -110,7 +110,8 @@ def _transform_answer(status: TransformStatus) -> dict[str, Any]:
     return {"source": status.source, "state": status.state.value, "collections": list(status.collections)}
 
 
-def _job_answer(status: JobStatus) -> dict[str, Any]:
+def job_answer(status: JobStatus) -> dict[str, Any]:
+    """Give an open job as JSON has it."""
     job = status.job
     return {
         "id": str(job.id),
@@ -119,6 +120,7 @@ def _job_answer(status: JobStatus) -> dict[str, Any]:
         "transforms": list(job.transforms),
         "reason": job.reason,
         "stage": job.stage,
+        "paused": job.paused,
         "documents": job.documents,
         "total": status.total,
     }

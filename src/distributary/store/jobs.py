@@ -36,9 +36,26 @@ class Jobs:
         return asked
 
     def next(self) -> Job | None:
-        """Give the oldest job that is not done."""
-        found = self._collection.find_one({"worker": self._worker, "done": False}, sort=[("_id", 1)])
+        """Give the oldest job that is neither done nor paused."""
+        wanted = {"worker": self._worker, "done": False, "paused": {"$ne": True}}
+        found = self._collection.find_one(wanted, sort=[("_id", 1)])
         return _job(found) if found else None
+
+    def is_wanted(self, job_id: Any) -> bool:
+        """Whether a job is to be gone on with: neither done, nor paused, nor cancelled."""
+        wanted = {"_id": job_id, "done": False, "paused": {"$ne": True}}
+        return self._collection.find_one(wanted, {"_id": 1}) is not None
+
+    def pause(self, job_id: Any, *, paused: bool) -> bool:
+        """Let an open job wait, or go on; False when there is none of this id."""
+        open_one = {"_id": job_id, "worker": self._worker, "done": False}
+        return bool(self._collection.update_one(open_one, {"$set": {"paused": paused}}).matched_count)
+
+    def cancel(self, job_id: Any) -> bool:
+        """End an open job where it is; False when there is none of this id."""
+        open_one = {"_id": job_id, "worker": self._worker, "done": False}
+        ended = {"$set": {"done": True, "cancelled": True}}
+        return bool(self._collection.update_one(open_one, ended).matched_count)
 
     def get(self, job_id: Any) -> Job | None:
         """Give one job."""
@@ -57,10 +74,10 @@ class Jobs:
         return [_job(each) for each in self._collection.find({"worker": self._worker, "gap": list(gap)})]
 
     def save(self, job: Job, session: ClientSession) -> None:
-        """Record a job's progress in the transaction that made it."""
+        """Record a job's progress in the transaction that made it; one that was cancelled meanwhile stays that."""
         literal = {name: {"$literal": value} for name, value in self._document(job).items() if name != "_id"}
         update = [{"$set": literal | {"saved_at": "$$NOW"}}]
-        self._collection.update_one({"_id": job.id}, update, session=session)
+        self._collection.update_one({"_id": job.id, "cancelled": {"$ne": True}}, update, session=session)
 
     def _document(self, job: Job) -> dict[str, Any]:
         return {
@@ -105,4 +122,6 @@ def _job(document: dict[str, Any]) -> Job:
         gap=(gap[0], gap[1]) if gap else None,
         written=document.get("written", 0),
         removed=document.get("removed", 0),
+        paused=document.get("paused", False),
+        cancelled=document.get("cancelled", False),
     )
