@@ -22,9 +22,6 @@ WHOLE = 4
 #: is, the reply before tells: where documents suddenly are larger, a reply may have up to 16 MB.
 PART = 4
 
-#: Changes in one reply, at most: decoding one holds the interpreter to its end.
-REPLY_CHANGES = 1000
-
 #: BSONObjectTooLarge: a change with what it carries is more than a reply holds.
 _TOO_LARGE = 10334
 
@@ -140,7 +137,7 @@ class Stream:
             self._count = self._bounded(changes * self._batch_bytes // PART // size)
 
     def _bounded(self, changes: int) -> int:
-        return min(REPLY_CHANGES, self._batch_changes, max(2, changes))
+        return min(self._batch_changes, max(2, changes))
 
     def _carry_nothing(self) -> list[Batch]:
         """Open the stream again without documents: all of them are read instead."""
