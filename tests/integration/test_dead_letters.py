@@ -214,3 +214,4 @@ def test_a_retry_says_what_it_needs(parked: Harness) -> None:
     """Nothing chosen is a usage error, an unknown id a failure; neither tries anything."""
     assert "Give the ids" in retried(parked, code=2)
     assert "There is no dead letter 'abc'" in retried(parked, "abc", code=1)
+    assert "--transform" in retried(parked, "--transform", "codde", code=2)

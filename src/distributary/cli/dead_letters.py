@@ -99,8 +99,10 @@ def retry(
     if sum([bool(ids), bool(transform or kind), everything]) != 1:
         raise click.UsageError("Give the ids, or --transform and --kind, or --all.")
     config = open_config(config_path)
+    plugged = registry(config)
+    plugged.only([transform] if transform else [], "--transform")  # refuses a name that nothing has
     with connect(config) as databases:
-        assembled = Assembled(config, databases, registry(config))
+        assembled = Assembled(config, databases, plugged)
         kinds = LetterKind(kind) if kind else None
         letters = chosen(databases.state, config.worker.name, ids, transform, kinds)
         if letters:
