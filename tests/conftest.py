@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -15,8 +14,9 @@ from pymongo.errors import PyMongoError
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from distributary.change import CODEC
-from distributary.embedded import EmbeddedMongo
-from distributary.errors import EnvironmentFault
+from distributary.testing.server import embedded_or_skip, missing
+
+__all__ = ["SOAK", "Client", "Databases", "embedded_or_skip", "eventually"]
 
 #: Names a replica set to test against instead of an embedded one.
 URI_VARIABLE = "DISTRIBUTARY_TEST_URI"
@@ -80,20 +80,6 @@ def databases(mongo: str, client: Client) -> Iterator[Databases]:
         client.drop_database(database.name)
 
 
-@contextmanager
-def embedded_or_skip(**options: Any) -> Iterator[EmbeddedMongo]:
-    """Run a private MongoDB; where none can be had the test is skipped on a laptop and fails in CI."""
-    server = EmbeddedMongo(**options)
-    try:
-        server.start()
-    except EnvironmentFault as fault:
-        _missing(str(fault))
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
 def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
     """Return as soon as the condition holds; fail when it does not within the time."""
     waiting = Retrying(
@@ -110,11 +96,5 @@ def _answering(uri: str) -> str:
         try:
             connected.admin.command("ping")
         except PyMongoError as error:
-            _missing(f"{URI_VARIABLE} does not answer: {error}")
+            missing(f"{URI_VARIABLE} does not answer: {error}")
     return uri
-
-
-def _missing(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(f"CI needs a MongoDB: {reason}")
-    pytest.skip(reason)

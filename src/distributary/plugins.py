@@ -5,7 +5,7 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.abc import InspectLoader
@@ -16,9 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from distributary.derive.collect import collect, has_marks, hidden
+from distributary.derive import registry
+from distributary.derive.collect import collect, has_marks, hidden, mark_of, reachable
 from distributary.derive.fingerprint import Module
-from distributary.derive.registry import Found, Registry, build, faults
+from distributary.derive.registry import Found, Marked, Registry, build, faults
+from distributary.derive.transform import Function, Transform
 from distributary.errors import ConfigurationError, Fault
 from distributary.folders import PRIVATE, private_package
 
@@ -51,6 +53,50 @@ def load(entries: Sequence[str | Path], only: Sequence[str] = (), *, entry_point
     except BaseException:
         loading.forget()
         raise
+
+
+def load_module(path: str | Path) -> ModuleType:
+    """Load one `.py` file as `load` does, and give the module; raises `ConfigurationError` with its faults."""
+    file = Path(path)
+    if file.suffix != ".py" or not file.is_file():
+        problem = f"there is no such `.py` file (looked for at {file.absolute()})."
+        raise ConfigurationError([Fault(str(path), problem, "Name one transform module.")])
+    loading = _Loading()
+    try:
+        loading.add(file)
+        loading.check()
+    except BaseException:
+        loading.forget()
+        raise
+    (module,) = loading.modules.values()
+    return module
+
+
+def transform_of(function: Function) -> Transform:
+    """Give the transform that a marked function is, as the registry has it; raises `TypeError` for another one.
+
+    Of a function that does not stand at the top level of a module whose source can be had (in a test, at a
+    prompt) every derived collection that it can reach counts as named, and its fingerprint is empty.
+    """
+    mark = mark_of(function)
+    if mark is None:
+        raise TypeError(f'{function!r} is no transform: mark it with @transform("collection")')
+    found = _marked_in(getattr(function, "__module__", ""))
+    marked = next((marked for marked in found if marked.function is function), None)
+    if marked is not None:
+        return registry.transform_of(marked)
+    names = frozenset(collection.name for collection in reachable(function))
+    return Transform(mark.name, mark.source, function, "", names, getattr(function, "__module__", ""))
+
+
+def _marked_in(name: str) -> Iterator[Marked]:
+    """Give what is marked in a loaded module, as far as its source is known."""
+    private = PRIVATE.match(name)
+    root = private[0].rstrip(".") if private else name.partition(".")[0]
+    resolve = cache(lambda name: _module(name, frozenset({root})))
+    module = resolve(name) if name in sys.modules else None
+    for found in collect([module], (), resolve) if module else ():
+        yield from found.transforms
 
 
 def _advertised() -> list[EntryPoint]:
@@ -86,13 +132,17 @@ class _Loading:
 
     def registry(self) -> Registry:
         """Build the registry; raises `ConfigurationError` with the faults of all modules and its own."""
-        found = self._found()
-        wrong = [*self.faults, *faults(found)]
-        if not wrong and not any(module.transforms for module in found):
-            wrong = [Fault(KEY, "there is no transform in any module.", _WRITE_ONE)]
-        if wrong:
-            raise ConfigurationError(list(dict.fromkeys(wrong)))
+        found = self.check()
+        if not any(module.transforms for module in found):
+            raise ConfigurationError([Fault(KEY, "there is no transform in any module.", _WRITE_ONE)])
         return build(found)
+
+    def check(self) -> list[Found]:
+        """Give what was collected; raises `ConfigurationError` with the faults of all modules."""
+        found = self._found()
+        if wrong := [*self.faults, *faults(found)]:
+            raise ConfigurationError(list(dict.fromkeys(wrong)))
+        return found
 
     def _found(self) -> list[Found]:
         roots = frozenset(self.roots)

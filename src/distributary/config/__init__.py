@@ -4,7 +4,7 @@ A key of the file is `key` in `[section]`; the variable over it is `DISTRIBUTARY
 also lie in a file of its own, named by `DISTRIBUTARY_SECTION__KEY_FILE`.
 """
 
-from distributary.config.load import load
+from distributary.config.load import load, transformers
 from distributary.config.model import (
     KEYS,
     SECTIONS,
@@ -39,4 +39,5 @@ __all__ = [
     "load",
     "point_of",
     "redact",
+    "transformers",
 ]

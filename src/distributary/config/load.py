@@ -37,6 +37,22 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None) -> Config:
     return _checked(reading, file or DEFAULT_FILE)
 
 
+def transformers(path: Path | None, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Give `worker.transformers` alone, whatever else is wrong or missing; folders are absolute.
+
+    Without a path `./distributary.toml` is read if it exists. Raises `ConfigurationError` for a file that cannot
+    be read.
+    """
+    reading = Reading()
+    file = path or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    if file is not None and not read_file(file, reading):
+        raise ConfigurationError(reading.faults)
+    read_environment(os.environ if environ is None else environ, reading)
+    _resolve_transformers(reading.settings, file)
+    given = reading.settings[_TRANSFORMERS].value
+    return [entry for entry in given if isinstance(entry, str)] if isinstance(given, list) else []
+
+
 def _checked(reading: Reading, file: Path) -> Config:
     faults = [*reading.faults, *_shared_databases(reading.settings)]
     try:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
+from types import CellType
 
 from distributary.derive.fingerprint import Module, Resolve, code_of, collections_in, marks, parsed
 from distributary.derive.found import Declared, Found, Marked
@@ -54,19 +55,29 @@ def _is_marked(statement: ast.FunctionDef, module: Module) -> bool:
 
 def has_marks(values: Iterable[object]) -> bool:
     """Tell whether any of a module's values is marked as a transform."""
-    return any(_mark(value) for value in values)
+    return any(mark_of(value) for value in values)
 
 
-def _mark(value: object) -> Mark | None:
+def reachable(function: object) -> Iterator[DerivedCollection]:
+    """Give the derived collections that a function can reach: those of its module and of its closure."""
+    inner = inspect.unwrap(function) if callable(function) else function
+    cells = [cell for cell in getattr(inner, "__closure__", None) or () if cell != CellType()]
+    values = [*getattr(inner, "__globals__", {}).values(), *(cell.cell_contents for cell in cells)]
+    for value in values:
+        yield from collections_in(value)
+
+
+def mark_of(value: object) -> Mark | None:
+    """Give what `@transform` left on a value, None where it left nothing."""
     mark = inspect.getattr_static(value, MARK, None)
     return mark if isinstance(mark, Mark) else None
 
 
 def _marked(module: Module, resolve: Resolve) -> Iterator[Marked]:
     seen: set[int] = set()
-    for line, name in _lines(module, [name for name, value in module.values.items() if _mark(value)]):
+    for line, name in _lines(module, [name for name, value in module.values.items() if mark_of(value)]):
         value = module.values[name]
-        mark = _mark(value)
+        mark = mark_of(value)
         if mark and id(value) not in seen and _defines(module, name):
             seen.add(id(value))
             yield Marked(mark, value, f"{module.file}:{line}", code_of(module, name, mark.source, resolve))

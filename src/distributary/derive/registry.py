@@ -1,7 +1,7 @@
 """The registry: which transforms and derived collections there are, immutable and free of faults."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
@@ -17,7 +17,8 @@ __all__ = ["Declared", "Found", "Marked", "Registry", "build", "faults", "index_
 class Registry:
     """Transforms by name, derived collections by name, and the transforms of each source collection.
 
-    `sources` is sorted; `places` tells where a derived collection is declared. Made by `build`.
+    `sources` is sorted; `places` tells where a derived collection is declared. `declared` are the names of all derived
+    collections, also of those that no chosen transform names. Made by `build`.
     """
 
     transforms: Mapping[str, Transform]
@@ -25,6 +26,7 @@ class Registry:
     by_source: Mapping[str, tuple[Transform, ...]]
     sources: tuple[str, ...]
     places: Mapping[str, str]
+    declared: frozenset[str]
 
     def only(self, names: Iterable[str], place: str = "worker.only") -> "Registry":
         """Give the registry of these transforms and the collections that they name; of no names, itself.
@@ -39,7 +41,8 @@ class Registry:
             return self
         chosen = [transform for name, transform in self.transforms.items() if name in wanted]
         named = frozenset[str]().union(*(transform.collections for transform in chosen))
-        return _registry(chosen, [item for item in self._declared() if item.collection.name in named])
+        declared = [item for item in self._declared() if item.collection.name in named]
+        return replace(_registry(chosen, declared), declared=self.declared)
 
     def owners_of(self, collection: str) -> frozenset[str]:
         """Give the names of the transforms whose code names a derived collection."""
@@ -69,11 +72,12 @@ def build(found: Sequence[Found]) -> Registry:
     """Make the registry; raises `ConfigurationError` with all that `faults` finds."""
     if wrong := faults(found):
         raise ConfigurationError(wrong)
-    transforms = [_transform(marked) for module in found for marked in module.transforms]
+    transforms = [transform_of(marked) for module in found for marked in module.transforms]
     return _registry(transforms, all_declared(found))
 
 
-def _transform(marked: Marked) -> Transform:
+def transform_of(marked: Marked) -> Transform:
+    """Give the transform that a marked function is."""
     names = frozenset(collection.name for collection in marked.code.collections)
     mark = marked.mark
     return Transform(mark.name, mark.source, marked.function, marked.code.fingerprint, names, marked.place)
@@ -91,6 +95,7 @@ def _registry(transforms: Sequence[Transform], declared: Sequence[Declared]) -> 
         by_source=MappingProxyType(by_source),
         sources=sources,
         places=MappingProxyType({item.collection.name: item.place for item in declared}),
+        declared=frozenset(item.collection.name for item in declared),
     )
 
 

@@ -82,10 +82,20 @@ def derive(
     """
     try:
         return _encoded(transform, transform.function(document), limit, source)
-    except BadRecord as error:
-        return Failure(str(error), "")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
-        return Failure(f"{type(error).__name__}: {error}", _trace(error))
+        return failure_of(error)
+
+
+def derive_or_raise(transform: Transform, document: dict[str, Any], limit: int) -> list[EncodedRecord]:
+    """Do what `derive` does for records that are looked at and not stored; raises what went wrong."""
+    return _encoded(transform, transform.function(document), limit, NO_ORIGIN)
+
+
+def failure_of(error: Exception | SystemExit) -> Failure:
+    """Give what is told of an error that a document was derived with."""
+    if isinstance(error, BadRecord):
+        return Failure(str(error), "")
+    return Failure(f"{type(error).__name__}: {error}", _trace(error))
 
 
 def _encoded(transform: Transform, output: object, limit: int, source: RawDocument) -> list[EncodedRecord]:

@@ -6,17 +6,25 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple
 
-from bson import decode, encode
+from bson import decode
 from bson.codec_options import CodecOptions
-from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from distributary.change import CODEC
+from distributary.derive.purity import (
+    CHANGES,
+    CHANGES_CURE,
+    UNSTABLE,
+    UNSTABLE_CURE,
+    Output,
+    call,
+    differ,
+)
 from distributary.derive.registry import Registry
-from distributary.derive.transform import Failure, Transform, derive
+from distributary.derive.transform import Failure, Transform
 from distributary.errors import ConfigurationError, DistributaryError, EnvironmentFault
 from distributary.operate.privileges import Lack, Place, Role, granted, lacks
 from distributary.sink.collections import refuse_unsuitable
@@ -298,9 +306,6 @@ def _sampled(raw: Database[Any], source: str) -> list[bytes]:
     return sample
 
 
-Output = dict[tuple[str, Any], bytes] | Failure
-
-
 class _Trial:
     """One transform and some documents, derived twice."""
 
@@ -330,13 +335,9 @@ class _Trial:
         return f"{self._transform.name} ({self._transform.place})"
 
     def _derived(self, raw: bytes) -> Output:
-        document = decode(raw, CODEC)
-        before = _encoded(document)
-        output = derive(self._transform, document, self._limit)
-        self._changed += before is not None and _encoded(document) != before
-        if isinstance(output, Failure):
-            return output
-        return {record.place: record.body for record in output}
+        called = call(self._transform, raw, self._limit)
+        self._changed += called.changed
+        return called.output
 
     def _failures(self, second: Sequence[Output]) -> Found:
         failures = [(raw, each) for raw, each in zip(self._sample, second, strict=True) if _failed(each)]
@@ -352,15 +353,13 @@ class _Trial:
 
     def _unstable(self, second: Sequence[Output]) -> Found:
         pairs = zip(self._first, second, strict=True)
-        count = sum(a != b for a, b in pairs if not (_failed(a) and _failed(b)))
+        count = sum(differ(first, again) for first, again in pairs)
         if count:
-            message = f"{self._name} yields something else the second time for {count} documents."
-            yield self._fault(message, "Derive from the document alone: no clock, no chance, no state.")
+            yield self._fault(f"{self._name} {UNSTABLE} for {count} documents.", UNSTABLE_CURE)
 
     def _mutations(self) -> Found:
         if self._changed:
-            message = f"{self._name} changes the document that it is given."
-            yield self._fault(message, "Build new values, or work on a copy.deepcopy of the document.")
+            yield self._fault(f"{self._name} {CHANGES}", CHANGES_CURE)
 
     def _fault(self, message: str, cure: str) -> Finding:
         return Finding(Level.FAULT, "sample", message, cure, 2)
@@ -368,11 +367,3 @@ class _Trial:
 
 def _failed(output: Output) -> bool:
     return isinstance(output, Failure)
-
-
-def _encoded(document: dict[str, Any]) -> bytes | None:
-    """Give the BSON of a document; None when it cannot be encoded, as with invalid UTF-8 in it."""
-    try:
-        return encode(document, codec_options=CODEC)
-    except (BSONError, ValueError, TypeError, OverflowError):
-        return None
