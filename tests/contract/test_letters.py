@@ -67,6 +67,14 @@ class LetterStoreContract:
         assert store.due(["f"], 10) == [("f", 2)]
         assert len(store.parked()) == 2
 
+    def test_it_tells_which_are_still_parked(self, store: LetterStore, transaction: Transaction) -> None:
+        """Of the keys that are asked for those are given that have a letter, as MongoDB compares keys."""
+        with transaction() as session:
+            store.put([letter(1), letter(2)], session)
+            asked = [LetterKey("f", 2.0), LetterKey("f", 3), LetterKey("g", 1)]
+            assert store.still_parked(asked, session) == [("f", 2)]
+            assert store.still_parked([], session) == []
+
     def test_parking_again_ends_being_due(self, store: LetterStore, transaction: Transaction) -> None:
         """A document that failed once more waits again."""
         with transaction() as session:

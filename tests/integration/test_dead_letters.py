@@ -1,8 +1,10 @@
 """Dead letters: what cannot be derived is parked with all that is known of it, and shown."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
@@ -215,3 +217,134 @@ def test_a_retry_says_what_it_needs(parked: Harness) -> None:
     assert "Give the ids" in retried(parked, code=2)
     assert "There is no dead letter 'abc'" in retried(parked, "abc", code=1)
     assert "--transform" in retried(parked, "--transform", "codde", code=2)
+
+
+# --- discard ----------------------------------------------------------------------------------------------------
+
+
+def discarded(harness: Harness, *arguments: str, code: int = 0) -> str:
+    """Give what `discard` says, without a terminal to ask on."""
+    options = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
+    with harness.process("dead-letters", "discard", *arguments, **options) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    return out + err
+
+
+def parked_keys(harness: Harness) -> list[Any]:
+    """Give the keys of the documents that are parked."""
+    return sorted(each.letter.key for each in listing(harness.databases.state, None, None, 0).letters)
+
+
+def verified(harness: Harness) -> Any:
+    """Give what `verify` finds."""
+    with harness.process("verify", "--json", stdout=PIPE) as process:
+        out, _ = process.communicate(timeout=100)
+    return json.loads(out)
+
+
+def test_a_discard_says_what_becomes_of_the_documents(parked: Harness) -> None:
+    """Each document is named, and per kind what follows; then the letters are gone, and records as they were."""
+    before = list(parked.databases.derived.codes.find())
+    out = discarded(parked, "--all", "--yes")
+    assert "coded 1: ValueError: bad order 1" in out
+    assert "1 failed: left underived" in out
+    assert "1 contested: no longer derived by itself" in out
+    assert out.endswith("2 discarded\n")
+    assert parked_keys(parked) == []
+    assert list(parked.databases.derived.codes.find()) == before
+    assert discarded(parked, "--all", "--yes") == "No dead letters to discard.\n"
+
+
+def test_verify_finds_what_was_discarded(parked: Harness) -> None:
+    """A document that cannot be derived is failing, and a contested one differs, as the warning says."""
+    assert (verified(parked)["failing"], verified(parked)["stale"]) == (0, 0)
+    discarded(parked, "--all", "--yes")
+    found = verified(parked)
+    assert (found["failing"], found["stale"], found["parked"], found["contested"]) == (1, 1, 0, 0)
+
+
+def test_a_discard_by_id_kind_and_transform(parked: Harness) -> None:
+    """Only those that are chosen are discarded, also of a transform that is not plugged in any more."""
+    (letter,) = answer(parked, "list", "--kind", "failed")["letters"]
+    said = json.loads(discarded(parked, letter["id"], "--yes", "--json"))
+    assert (said["discarded"], [each["key"] for each in said["letters"]]) == (1, [1])
+    assert parked_keys(parked) == [3]
+    assert "No dead letters to discard." in discarded(parked, "--kind", "failed", "--yes")
+    parked.write({"coded": CODES.replace("def coded", "def renamed")})
+    assert "1 discarded" in discarded(parked, "--transform", "coded", "--yes")
+    assert parked_keys(parked) == []
+
+
+def test_a_discard_says_what_it_needs(parked: Harness) -> None:
+    """Nothing chosen, nobody to ask and an unknown transform end with 2, an unknown id with 1; nothing goes."""
+    assert "Give the ids" in discarded(parked, "--yes", code=2)
+    assert "give --yes" in discarded(parked, "--all", code=2)
+    assert "coded 1: ValueError" in discarded(parked, "--all", code=2)
+    assert "--yes" in discarded(parked, "--all", "--json", code=2)
+    assert "Did you mean 'coded'" in discarded(parked, "--transform", "codde", "--yes", code=2)
+    assert "There is no dead letter 'abc'" in discarded(parked, "abc", "--yes", code=1)
+    assert parked_keys(parked) == [1, 3]
+
+
+@pytest.mark.parametrize(("reply", "left"), [("y", []), ("n", [1, 3])])
+def test_a_discard_asks_on_a_terminal(parked: Harness, reply: str, left: list[int]) -> None:
+    """The effect is shown before the question; only a yes discards."""
+    ours, theirs = os.openpty()
+    with parked.process("dead-letters", "discard", "--all", stdin=theirs, stdout=PIPE) as process:
+        os.write(ours, f"{reply}\n".encode())
+        out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert out.index("bad order 1") < out.index("Discard 2 dead letters?")
+    assert process.returncode == bool(left)
+    assert parked_keys(parked) == left
+
+
+def test_another_worker_s_letter_is_not_discarded(parked: Harness) -> None:
+    """An id of another worker is refused, and `--all` means this worker's."""
+    (letter,) = answer(parked, "list", "--kind", "failed")["letters"]
+    other = replace(parked, settings={"worker.name": "other"})
+    assert "belongs to worker 'default'" in discarded(other, letter["id"], "--yes", code=1)
+    assert discarded(other, "--all", "--yes") == "No dead letters to discard.\n"
+    assert parked_keys(parked) == [1, 3]
+
+
+def test_a_running_worker_goes_on_without_what_was_discarded(parked: Harness) -> None:
+    """It parks the document anew when it changes and fails again, and derives it when it can."""
+    orders, state = parked.databases.raw.orders, parked.databases.state
+    with parked.running() as worker:
+        eventually(lambda: (found := worker.holder()) is not None and found.alive)
+        orders.insert_one({"_id": 4, "code": "d"})
+        eventually(lambda: parked.databases.derived.codes.find_one({"_id": "d"}))
+        discarded(parked, "--all", "--yes")
+        orders.update_one({"_id": 1}, {"$set": {"again": 1}})
+        eventually(lambda: parked_keys(parked) == [1])
+        (letter,) = listing(state, None, None, 0).letters
+        assert letter.attempts == 1
+        discarded(parked, "--all", "--yes")
+        orders.delete_one({"_id": 2})
+        orders.update_one({"_id": 1}, {"$set": {"bad": False, "code": "b"}})
+        orders.update_one({"_id": 3}, {"$set": {"again": 1}})
+        eventually(lambda: {each["_id"] for each in parked.databases.derived.codes.find()} == {"a", "b", "d"})
+        eventually(lambda: parked_keys(parked) == [])
+    parked.assert_equal()
+
+
+def test_nobody_waits_for_a_contest_that_was_discarded(harness: Harness) -> None:
+    """A running worker that remembers a discarded contest does not try again and again who waits behind it."""
+    orders, state = harness.databases.raw.orders, harness.databases.state
+    orders.insert_many([{"_id": 1, "code": "a"}, {"_id": 2, "code": "b"}])
+    harness.catch_up()
+    with harness.running():
+        orders.update_one({"_id": 2}, {"$set": {"code": "a"}})
+        eventually(lambda: parked_keys(harness) == [2])
+        orders.insert_one({"_id": 3, "code": "b"})
+        eventually(lambda: parked_keys(harness) == [2, 3])
+        eventually(lambda: not any(each.letter.due for each in listing(state, None, None, 0).letters))
+        third, second = sorted(listing(state, None, None, 0).letters, key=lambda each: -each.letter.key)
+        discarded(harness, second.id, "--yes")
+        orders.update_one({"_id": 3}, {"$set": {"again": 1}})
+        eventually(lambda: one(state, third.id).attempts > third.attempts)
+        eventually(lambda: not one(state, third.id).letter.due)
+        assert one(state, third.id).attempts == third.attempts + 1

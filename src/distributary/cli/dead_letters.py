@@ -1,6 +1,7 @@
 """`distributary dead-letters`: the documents that could not be derived."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +19,18 @@ from distributary.cli.common import (
     open_config,
     progress,
 )
-from distributary.operate.dead_letters import Listing, answer, chosen, cure, listing, one, remaining, retries
+from distributary.operate.dead_letters import (
+    Listing,
+    answer,
+    chosen,
+    cure,
+    discard,
+    effects,
+    listing,
+    one,
+    remaining,
+    retries,
+)
 from distributary.operate.jobs import carry_out
 from distributary.operate.status import iso
 from distributary.state import LetterKind
@@ -27,13 +39,13 @@ from distributary.store.letters import StoredLetter
 #: Columns that a key or a transform's name takes at most in the list.
 KEY_COLUMNS = 30
 
-#: Documents that are named that are still parked after a retry.
+#: Documents that are named that are still parked after a retry, or that are to be discarded.
 SHOWN = 20
 
 
 @click.group("dead-letters")
 def command() -> None:
-    """Show the documents that could not be derived, and why, and derive them again."""
+    """Show the documents that could not be derived, and why, derive them again, or forget them."""
 
 
 @command.command("list")
@@ -115,13 +127,81 @@ def retry(
         click.echo(
             f"{len(letters):,} tried, {len(letters) - len(left):,} resolved, {len(left):,} still parked"
         )
-        for each in left[:SHOWN]:
-            letter = each.letter
-            reason = letter.reason.partition("\n")[0]
-            click.echo(f"  {each.id} {letter.transform} {one_line(letter.key)}: {reason}")
-        if len(left) > SHOWN:
-            click.echo(f"  … and {len(left) - SHOWN:,} more")
+        _name(left)
     return 1 if left else 0
+
+
+@command.command("discard")
+@config_option
+@json_option
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--transform", metavar="NAME", help="All of this transform, plugged in or not.")
+@click.option("--kind", type=click.Choice([kind.value for kind in LetterKind]), help="All of this kind.")
+@click.option("--all", "everything", is_flag=True, help="All of this worker.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def discard_(
+    config_path: Path | None,
+    ids: tuple[str, ...],
+    transform: str | None,
+    kind: str | None,
+    *,
+    everything: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Forget parked documents without deriving them, with a running worker or without.
+
+    Says first what becomes of them, and asks. Without a terminal, and with --json, --yes has to be given. Exits with 0
+    when they are discarded, with 1 when the answer is no.
+    """
+    if sum([bool(ids), bool(transform or kind), everything]) != 1:
+        raise click.UsageError("Give the ids, or --transform and --kind, or --all.")
+    if as_json and not yes:
+        raise click.UsageError("--json does not ask; give --yes with it.")
+    config = open_config(config_path)
+    with connect(config) as databases:
+        worker = config.worker.name
+        letters = chosen(databases.state, worker, ids, transform, LetterKind(kind) if kind else None)
+        if transform and not letters:
+            registry(config).only([transform], "--transform")  # refuses a name that nothing has
+        if not as_json:
+            _warn(letters)
+        if letters and not (yes or _confirmed(len(letters))):
+            click.echo("Nothing was discarded.")
+            return 1
+        count = discard(databases.state, worker, letters)
+    if as_json:
+        emit_json({"discarded": count, "letters": [answer(each) for each in letters]})
+    elif letters:
+        click.echo(f"{count:,} discarded")
+    return 0
+
+
+def _warn(letters: Sequence[StoredLetter]) -> None:
+    """Say which documents are about to be forgotten, and what becomes of them."""
+    if not letters:
+        click.echo("No dead letters to discard.")
+        return
+    _name(letters)
+    for line in effects(letters):
+        click.echo(line)
+
+
+def _confirmed(count: int) -> bool:
+    """Ask on a terminal; without one nobody can answer."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is no terminal to ask on; give --yes.")
+    return click.confirm(f"Discard {count:,} dead {'letter' if count == 1 else 'letters'}?")
+
+
+def _name(letters: Sequence[StoredLetter]) -> None:
+    """Name parked documents, the first of many, each with its reason."""
+    for each in letters[:SHOWN]:
+        letter = each.letter
+        reason = letter.reason.partition("\n")[0]
+        click.echo(f"  {each.id} {letter.transform} {one_line(letter.key)}: {reason}")
+    if len(letters) > SHOWN:
+        click.echo(f"  … and {len(letters) - SHOWN:,} more")
 
 
 def _print(found: Listing) -> None:

@@ -104,7 +104,7 @@ class Comparison:
             return
         wanted = self._unseen.pop((item.owner, record.place), None)
         frozen = record.version > self._newest
-        fields = _differing(record, wanted.record) if wanted else ()
+        fields = differing(record, wanted.record) if wanted else ()
         if wanted is None or fields or frozen:
             kind = Kind.ORPHANED if wanted is None else Kind.STALE
             self._add(item, kind, record, fields + (ENGINE_FIELD,) * frozen, foreign=frozen)
@@ -124,7 +124,7 @@ class Comparison:
             if other is None:
                 self._add(wanted.item, Kind.MISSING, wanted.record)
             else:
-                fields = (ENGINE_FIELD, *_differing(other.record, wanted.record))
+                fields = (ENGINE_FIELD, *differing(other.record, wanted.record))
                 self._add(wanted.item, Kind.STALE, wanted.record, fields, other.holder, other.holder is None)
 
     def _add(
@@ -142,7 +142,7 @@ class Comparison:
         self.found.setdefault(item.owner, []).append(difference)
 
 
-def _differing(stored: Stored, wanted: EncodedRecord) -> tuple[str, ...]:
+def differing(stored: Stored, wanted: EncodedRecord) -> tuple[str, ...]:
     """Name the fields that differ, in value, type or the order within; all of them when only their order does."""
     if stored.shows(wanted):
         return ()

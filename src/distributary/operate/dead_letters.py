@@ -1,7 +1,7 @@
-"""Looking at dead letters: which documents are parked, why, and what to do about each."""
+"""Dead letters: which documents are parked, why, what to do about each, and forgetting them."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pymongo.database import Database
@@ -11,7 +11,13 @@ from distributary.operate.repair import JOB_KEYS
 from distributary.operate.sides import chunks
 from distributary.operate.status import iso
 from distributary.state import Job, JobKind, Letter, LetterKind
-from distributary.store.letters import StoredLetter, count_letters, is_legible, stored_letters
+from distributary.store.letters import (
+    StoredLetter,
+    count_letters,
+    discard_letters,
+    is_legible,
+    stored_letters,
+)
 
 _NEXT = {
     LetterKind.FAILED: "Correct the document, or the transform and restart the worker."
@@ -21,6 +27,15 @@ _NEXT = {
     LetterKind.REFUSED: "Make the record acceptable: correct the document or the transform, or remove the"
     " index or the validator that is in the way. Then run `distributary dead-letters retry`; a change of the"
     " document does it, too.",
+}
+
+_AFTER = {
+    LetterKind.FAILED: "left underived until the document changes or a backfill comes to it; `verify` counts it as"
+    " failing from now on, as long as it cannot be derived.",
+    LetterKind.CONTESTED: "no longer derived by itself when the key is free, only when the document changes or a"
+    " backfill comes to it; `verify` counts its records as missing or stale from now on.",
+    LetterKind.REFUSED: "left as it is stored until the document changes or a backfill comes to it; `verify` counts"
+    " its records as missing or stale from now on.",
 }
 
 _KEPT = "The records that the document had before stay as they were until then."
@@ -87,6 +102,17 @@ def remaining(state: Database[Any], letters: Sequence[StoredLetter]) -> list[Sto
 def cure(letter: Letter) -> str:
     """Say what to do about a letter."""
     return f"{_NEXT[letter.kind]} {_KEPT}"
+
+
+def effects(letters: Iterable[StoredLetter]) -> list[str]:
+    """Say what becomes of the documents of these letters when they are discarded, a line for each kind."""
+    counts = Counter(each.letter.kind for each in letters)
+    return [f"{counts[kind]:,} {kind.value}: {_AFTER[kind]}" for kind in LetterKind if counts[kind]]
+
+
+def discard(state: Database[Any], worker: str, letters: Sequence[StoredLetter]) -> int:
+    """Remove letters of a worker, running or not, and give how many of them were still there."""
+    return discard_letters(state, worker, [each.id for each in letters])
 
 
 def answer(stored: StoredLetter) -> dict[str, Any]:

@@ -50,6 +50,20 @@ def count_letters(state: Database[Any], where: Mapping[str, Any]) -> int:
     return state.get_collection(LETTERS, CODEC).count_documents(where)
 
 
+def stored_letter(state: Database[Any], worker: str, transform: str, key: Any) -> StoredLetter | None:
+    """Give the letter of one document; None when it is not parked."""
+    found = stored_letters(state, {"_id": _long_id(worker, transform, key)}, 1)
+    return found[0] if found else None
+
+
+def discard_letters(state: Database[Any], worker: str, ids: Sequence[str]) -> int:
+    """Remove letters of a worker by their short ids, and give how many there were; durable on return."""
+    collection = state.get_collection(LETTERS, CODEC)
+    return sum(
+        collection.delete_many({"worker": worker, "id": {"$in": some}}).deleted_count for some in _chunks(ids)
+    )
+
+
 def short_id(long_id: Mapping[str, Any]) -> str:
     """Give the short id of a letter; the same worker, transform and key always have the same one."""
     return sha256(encode(long_id, codec_options=CODEC)).hexdigest()[:ID_DIGITS]
@@ -87,6 +101,17 @@ class Letters:
         found = self._collection.find(query, {"transform": 1, "key": 1}).limit(limit)
         return [LetterKey(each["transform"], each["key"]) for each in found]
 
+    def still_parked(self, keys: Sequence[LetterKey], session: ClientSession) -> list[LetterKey]:
+        """Give those of these keys that are parked: an operator may have discarded the letters of others."""
+        ids = [self._id(*key) for key in keys]
+        return [
+            LetterKey(each["transform"], each["key"])
+            for some in _chunks(ids)
+            for each in self._collection.find(
+                {"_id": {"$in": some}}, {"transform": 1, "key": 1}, session=session
+            )
+        ]
+
     def make_due(self, keys: Sequence[LetterKey], session: ClientSession) -> None:
         """Mark letters as worth trying again."""
         ids = [self._id(*key) for key in keys]
@@ -114,7 +139,7 @@ class Letters:
         return self._collection.update_many(query, {"$set": {"due": True}}, session=session).matched_count
 
     def _id(self, transform: str, key: Any) -> dict[str, Any]:
-        return {"worker": self._worker, "transform": transform, "key": _storable(key)}
+        return _long_id(self._worker, transform, key)
 
     def _upsert(self, letter: Letter) -> UpdateOne:
         long_id = self._id(letter.transform, letter.key)
@@ -140,6 +165,10 @@ class Letters:
             "last_at": "$$NOW",
         }
         return UpdateOne({"_id": long_id}, [{"$set": literal | counted}], upsert=True)
+
+
+def _long_id(worker: str, transform: str, key: Any) -> dict[str, Any]:
+    return {"worker": worker, "transform": transform, "key": _storable(key)}
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[list[Any]]:
