@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from threading import Event
 from typing import Any, NamedTuple, cast
+from uuid import UUID, uuid4
 
 from bson import ObjectId, Timestamp, decode, encode
 from pymongo.client_session import ClientSession
@@ -20,7 +21,7 @@ from distributary.change import CODEC, Change, CollectionChange, Identity, Opera
 from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, stored
 from distributary.derive.records import Place
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
-from distributary.ports import Batch, Finish, Outcome, Snapshot, Start
+from distributary.ports import Batch, Contrast, Copied, Finish, Outcome, Snapshot, Start
 from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter, SlowTransform
 
 Document = dict[str, Any]
@@ -99,17 +100,40 @@ class Raw:
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
-        """Read documents by key, as of `at` or the newest time."""
+    def fetch(
+        self,
+        collection: str,
+        keys: Sequence[Any],
+        at: Timestamp | None = None,
+        only: Mapping[str, Any] | None = None,
+    ) -> Snapshot:
+        """Read documents by key, as of `at` or the newest time; `only` names fields and their values."""
         wanted = {identity(key) for key in keys}
-        return self._snapshot(collection, at, lambda document: identity(document["_id"]) in wanted)
+        matching = (only or {}).items()
+        return self._snapshot(
+            collection,
+            at,
+            lambda document: identity(document["_id"]) in wanted and matching <= document.items(),
+        )
 
-    def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+    def scan(
+        self,
+        collection: str,
+        after: tuple[Any, ...],
+        limit: int,
+        skip: int = 0,
+        at: Timestamp | None = None,
+    ) -> Snapshot:
         """Read the next documents in key order."""
         low = ordered(after[0]) if after else (-1, 0)
-        found = self._snapshot(collection, None, lambda document: ordered(document["_id"]) > low)
+        found = self._snapshot(collection, at, lambda document: ordered(document["_id"]) > low)
         documents = sorted(found.documents, key=lambda document: ordered(document["_id"]))
         return Snapshot(found.time, documents[skip : skip + limit])
+
+    def keys(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+        """Read the next keys in their order."""
+        found = self.scan(collection, after, limit, skip)
+        return Snapshot(found.time, [{"_id": document["_id"]} for document in found.documents])
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist."""
@@ -218,6 +242,7 @@ class Deployment:
 
     def __init__(self) -> None:
         self.rows = _Rows()
+        self.ids: dict[str, UUID] = {}
 
     @contextmanager
     def transaction(self) -> Iterator[ClientSession]:
@@ -262,7 +287,7 @@ class FakeSink:
         """Reconcile with all that is stored, in one transaction."""
         with self.deployment.transaction() as session:
             removed = self._remove_foreign(foreign)
-            plan = reconcile(desired, self.deployment.records(), unplugged)
+            plan = reconcile(desired, self._known(collections), unplugged)
             self._apply(plan)
             outcome = Outcome(contests=plan.contests, unchanged=plan.unchanged, overtaken=plan.overtaken)
             outcome.inserted.update({name: len(writes) for name, writes in plan.inserts.items()})
@@ -285,6 +310,27 @@ class FakeSink:
         low = ordered(after[0]) if after else (-1, 0)
         return sorted((key for key in found if ordered(key) > low), key=ordered)[:limit]
 
+    def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
+        """Replace what owners have in shadows."""
+        with self.deployment.transaction() as session:
+            records, wanted = self.deployment.rows.records, {Owner(transform, identity(key)) for key in keys}
+            for each in self.deployment.records():
+                if each.collection in shadows.values() and each.owner in wanted:
+                    del records[each.place]
+            for each in self.deployment.records():
+                if each.collection in shadows and each.owner in wanted:
+                    records.setdefault((shadows[each.collection], each.place[1]), records[each.place])
+            finish(session, Outcome())
+
+    def _known(self, collections: Mapping[str, Collection[str]]) -> list[Stored]:
+        """Give what is stored, without what its owner is said to have no records in."""
+        return [
+            each
+            for each in self.deployment.records()
+            if each.owner is None
+            or each.collection in collections.get(each.owner.transform, [each.collection])
+        ]
+
     def _remove_foreign(self, foreign: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
         records = self.deployment.rows.records
         places = {(collection, identity(key)): (collection, key) for collection, key in foreign}
@@ -299,6 +345,79 @@ class FakeSink:
                 del self.deployment.rows.records[collection, identity(key)]
         for record, _ in chain(*plan.replaces.values(), *plan.inserts.values()):
             self.deployment.place(record.collection, decode(record.document, CODEC))
+
+
+@dataclass(frozen=True)
+class FakeShelf:
+    """Whole collections of a `Deployment`; a collection is there from when it is made until it is dropped."""
+
+    deployment: Deployment
+
+    def make(self, name: str, like: str) -> UUID:
+        """Create an empty collection."""
+        self.drop(name)
+        self.deployment.ids[name] = uuid4()
+        return self.deployment.ids[name]
+
+    def id_of(self, name: str) -> UUID | None:
+        """Give a collection's id."""
+        if name not in self.deployment.ids and any(place[0] == name for place in self._records):
+            self.deployment.ids[name] = uuid4()
+        return self.deployment.ids.get(name)
+
+    def put(self, name: str, onto: str) -> None:
+        """Let a collection take another one's place."""
+        kept = {place: each for place, each in self._records.items() if place[0] not in {name, onto}}
+        moved = {(onto, place[1]): each for place, each in self._records.items() if place[0] == name}
+        self._records.clear()
+        self._records.update(kept | moved)
+        self.deployment.ids[onto] = self.deployment.ids.pop(name)
+
+    def drop(self, name: str) -> None:
+        """Drop a collection."""
+        self.deployment.ids.pop(name, None)
+        for place in [place for place in self._records if place[0] == name]:
+            del self._records[place]
+
+    def names(self) -> list[str]:
+        """Give the names of all collections."""
+        return sorted({place[0] for place in self._records} | self.deployment.ids.keys())
+
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int) -> Copied:
+        """Copy the next records."""
+        records = self._next(name, after)[:limit]
+        if records:
+            self.id_of(onto)
+        for each in records:
+            self._records.setdefault((onto, identity(each["_id"])), each)
+        return Copied(len(records), (records[-1]["_id"],) if records else ())
+
+    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Copied:
+        """Compare all that is left, at once."""
+        before, now = ({each["_id"]: each for each in self._next(name, after)} for name in (old, new))
+        for key, each in now.items():
+            names = [name for name in each if name != "_src" and before.get(key, {}).get(name) != each[name]]
+            if key not in before:
+                found.note("added", key)
+            elif names:
+                found.note("changed", key, names)
+            else:
+                found.equal += 1
+        for key in before.keys() - now.keys():
+            found.note("removed", key)
+        keys = sorted(before.keys() | now.keys(), key=ordered)
+        return Copied(len(before) + len(now), (keys[-1],) if keys else ())
+
+    @property
+    def _records(self) -> dict[Place, Document]:
+        return self.deployment.rows.records
+
+    def _next(self, name: str, after: tuple[Any, ...]) -> list[Document]:
+        low = ordered(after[0]) if after else (-1, 0)
+        mine = [each for place, each in self._records.items() if place[0] == name]
+        return sorted(
+            (each for each in mine if ordered(each["_id"]) > low), key=lambda each: ordered(each["_id"])
+        )
 
 
 @dataclass(frozen=True)
@@ -356,6 +475,11 @@ class FakeLetters:
         """Give keys that are worth trying again."""
         found = [each for each in self._mine().values() if each.due and each.transform in transforms]
         return [LetterKey(each.transform, each.key) for each in found[:limit]]
+
+    def still_parked(self, keys: Sequence[LetterKey], session: ClientSession) -> list[LetterKey]:
+        """Give those of these keys that are parked."""
+        found = [self._mine().get(self._id(*key)) for key in keys]
+        return [LetterKey(each.transform, each.key) for each in found if each]
 
     def make_due(self, keys: Sequence[LetterKey], session: ClientSession) -> None:
         """Mark letters as worth trying again."""
@@ -475,7 +599,7 @@ class FakeLease:
         if self._mine():
             del self.leases.held[self.worker]
 
-    def announce(self, session_id: object) -> None:
+    def announce(self, session_id: object, code: Mapping[str, str]) -> None:
         """Do nothing: there is no session to end."""
 
     def _mine(self) -> bool:

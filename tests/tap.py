@@ -75,6 +75,10 @@ class TappedSink:
         self.tap.reach("after the commit")
         return outcome
 
+    def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
+        """Copy as the sink does."""
+        self.sink.carry(transform, keys, shadows, finish)
+
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys."""
         return self.sink.swept(collection, transform, after, limit)

@@ -3,18 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from secrets import token_hex
 from threading import Event
 from typing import Any
 
-from bson import Timestamp
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from distributary import log, plugins
 from distributary.change import CODEC
-from distributary.config import Config, point_of
+from distributary.config import Config
 from distributary.derive.registry import Registry, index_keys
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
@@ -25,11 +24,13 @@ from distributary.engine.slow import Slow
 from distributary.engine.tenure import Tenure
 from distributary.engine.worker import Goal, Parts, Settings, Worker
 from distributary.errors import LeaseLost
+from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
 from distributary.operate.watch import Watch
 from distributary.ports import Start
-from distributary.sink.collections import prepare
+from distributary.sink.collections import Indexes, prepare
 from distributary.sink.mongo import MongoSink
+from distributary.sink.shelf import MongoShelf
 from distributary.source import deployment
 from distributary.source.documents import Documents
 from distributary.source.stream import Stream
@@ -117,7 +118,8 @@ class Assembled:
                 Letters(databases.state, name),
                 Jobs(databases.state, name),
             )
-            tenure.lease.announce(session.session_id)
+            code = {name: each.fingerprint for name, each in self.registry.transforms.items()}
+            tenure.lease.announce(session.session_id, code)
             fence = checkpoints.raise_fence(name)
             Worker(self._parts(stores), self.wanted(), self._settings(), fence, tenure.over).run(goal)
 
@@ -197,20 +199,10 @@ class Assembled:
             worker=worker.name,
             transforms=self.registry.transforms,
             source=deployment.identify(self.databases.raw),
-            start=self._start(worker.start),
+            start=Start() if worker.start == "backfill" else start_of(worker.start, self.databases.raw),
             backfill=worker.start == "backfill",
             rebuild=worker.on_change == "rebuild",
         )
-
-    def _start(self, text: str) -> Start:
-        point = point_of(text)
-        if isinstance(point, timedelta):
-            point = datetime.now(UTC) - point
-        if isinstance(point, datetime):
-            return Start(time=Timestamp(point, 0))
-        if point == "oldest":
-            return Start(time=deployment.oldest(self.databases.raw.client))
-        return Start() if point in {"backfill", "now"} else Start(token=point)
 
     def _parts(self, stores: Stores) -> Parts:
         databases, worker = self.databases, self.config.worker
@@ -227,18 +219,21 @@ class Assembled:
             ),
             newest=lambda: deployment.newest(databases.raw.client),
             prepare=self._prepare,
+            shelf=MongoShelf(databases.derived, self._indexes()),
+            draw=lambda: token_hex(4),
             told=lambda documents: self.slow.over(self.commits.behind(documents)),
         )
 
     def _prepare(self) -> None:
         """Create what the worker writes to: derived collections, and the indexes of its own state."""
-        wanted = [
-            (name, [index_keys(spec) for spec in collection.indexes])
-            for name, collection in self.registry.collections.items()
-        ]
-        prepare(self.databases.derived, wanted)
+        prepare(self.databases.derived, self._indexes().items())
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
+
+    def _indexes(self) -> dict[str, Indexes]:
+        """Give the indexes of each declared collection."""
+        declared = self.registry.collections.items()
+        return {name: [index_keys(spec) for spec in collection.indexes] for name, collection in declared}
 
     def _settings(self) -> Settings:
         worker = self.config.worker

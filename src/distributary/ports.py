@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, ClassVar, NamedTuple, Protocol, overload
+from uuid import UUID
 
 from bson import Timestamp, decode
 from pymongo.client_session import ClientSession
@@ -130,14 +131,30 @@ class Source(Protocol):
 class Documents(Protocol):
     """Reads documents of the source."""
 
-    def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
+    def fetch(
+        self,
+        collection: str,
+        keys: Sequence[Any],
+        at: Timestamp | None = None,
+        only: Mapping[str, Any] | None = None,
+    ) -> Snapshot:
         """Read documents by key, as of `at` or, when the server has that no more, as of the newest time.
 
-        Raises `TooMuch`, if this reader is bounded; never for one key.
+        With `only`, those that match this query. Raises `TooMuch`, if this reader is bounded; never for one key.
         """
 
-    def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
-        """Read the next documents in key order, without `skip` of them, as of the newest time; none at the end."""
+    def scan(
+        self,
+        collection: str,
+        after: tuple[Any, ...],
+        limit: int,
+        skip: int = 0,
+        at: Timestamp | None = None,
+    ) -> Snapshot:
+        """Read the next documents in key order, without `skip` of them, as of a time as in `fetch`; none at the end."""
+
+    def keys(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+        """Read the next keys in their order as `scan` does: documents of `_id` only."""
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist: documents of `_id` only."""
@@ -183,6 +200,25 @@ class Outcome:
         return self.inserted.total() + self.replaced.total() + self.removed.total()
 
 
+@dataclass(slots=True)
+class Contrast:
+    """How the records of a new collection differ from the old one's; `samples` has the first of each kind."""
+
+    SAMPLES: ClassVar = 5
+
+    equal: int = 0
+    changed: int = 0
+    added: int = 0
+    removed: int = 0
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, kind: str, key: Any, fields: Sequence[str] = ()) -> None:
+        """Count a record that is `changed`, `added` or `removed`."""
+        setattr(self, kind, getattr(self, kind) + 1)
+        if sum(each["kind"] == kind for each in self.samples) < self.SAMPLES:
+            self.samples.append({"kind": kind, "key": key, "fields": list(fields)})
+
+
 class ManyRefused(Exception):
     """MongoDB refused several documents of one transaction: it is tried in halves."""
 
@@ -210,6 +246,44 @@ class Sink(Protocol):
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys of a transform's records in key order, repeated ones included; none at the end."""
+
+    def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
+        """Let documents have in the shadows what they have in the collections that are shadowed, in one transaction.
+
+        `shadows` are their names by those of the collections. What another document has under a key stays.
+        """
+
+
+class Copied(NamedTuple):
+    """A slice of a copy or of a comparison: how many records it took, and the key behind them, empty at the end."""
+
+    records: int
+    after: tuple[Any, ...]
+
+
+class Shelf(Protocol):
+    """Whole derived collections: what happens to them outside any transaction may be repeated."""
+
+    def make(self, name: str, like: str) -> UUID:
+        """Create an empty collection with the indexes of a declared one, over what is there; gives its id."""
+
+    def id_of(self, name: str) -> UUID | None:
+        """Give a collection's id; None when there is none of this name."""
+
+    def put(self, name: str, onto: str) -> None:
+        """Let a collection take another one's place: a reader sees one of them, whole."""
+
+    def drop(self, name: str) -> None:
+        """Drop a collection if it is there."""
+
+    def names(self) -> list[str]:
+        """Give the names of all collections."""
+
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int) -> Copied:
+        """Copy the next records in key order; what lies under their keys already stays."""
+
+    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Copied:
+        """Hold the next records of two collections in key order against each other, and count in `found`."""
 
 
 class CheckpointStore(Protocol):
@@ -239,6 +313,9 @@ class LetterStore(Protocol):
 
     def due(self, transforms: Sequence[str], limit: int) -> list[LetterKey]:
         """Give keys of these transforms that are worth trying again now."""
+
+    def still_parked(self, keys: Sequence[LetterKey], session: ClientSession) -> list[LetterKey]:
+        """Give those of these keys that are parked: an operator may have discarded the letters of others."""
 
     def make_due(self, keys: Sequence[LetterKey], session: ClientSession) -> None:
         """Mark letters as worth trying again."""
@@ -275,14 +352,24 @@ class JobStore(Protocol):
         """Record progress in the transaction that made it."""
 
 
+class Carrier(Protocol):
+    """Carries out jobs, one slice at a time."""
+
+    def taken(self, job: Job) -> Job:
+        """Give a job as it is to be gone on with."""
+
+    def run(self, job: Job) -> Job:
+        """Do the next slice of a job and give the job as it is then; the very same job when it has to wait."""
+
+
 class LeaseStore(Protocol):
     """The lease of one worker's name, as seen by this process."""
 
     def acquire(self) -> bool:
         """Take the lease if it is free or expired."""
 
-    def announce(self, session_id: Any) -> None:
-        """Say which session writes under it."""
+    def announce(self, session_id: Any, code: Mapping[str, str]) -> None:
+        """Say which session writes under it, and the fingerprints of the transforms that it runs."""
 
     def renew(self, slow: Sequence[SlowTransform] = ()) -> bool:
         """Push the expiry out, and say what holds the work up; False when someone else holds it."""

@@ -1,16 +1,17 @@
 """The values that survive a restart: checkpoint, dead letters, jobs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from bson import Timestamp
 
 from distributary.change import Position
 
 #: The format of what is written to the state database; a checkpoint of a newer one is refused.
-FORMAT = 1
+FORMAT = 2
 
 BEGINNING = Timestamp(0, 0)
 
@@ -46,6 +47,13 @@ class Built:
     unplugged: bool = False
 
 
+class Shadow(NamedTuple):
+    """The collection that will take a derived collection's place; `id` is the server's and outlives a rename."""
+
+    name: str
+    id: UUID
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """How far a worker is, and of what.
@@ -53,7 +61,8 @@ class Checkpoint:
     `ahead` is the newest cluster time that committed records may show: jobs and late reads show states that
     the stream reaches later. `watched` are the collections that the stream's filter names. `detached` are
     the source collections that were dropped or renamed away, with the time of it. `revision` counts the
-    commits: each one writes over the one before it or fails.
+    commits: each one writes over the one before it or fails. `shadows` are written along with the derived
+    collections that they belong to, until they take their places; while `swapping` nothing else is done first.
     """
 
     worker: str
@@ -65,6 +74,8 @@ class Checkpoint:
     transforms: Mapping[str, Built]
     detached: Mapping[str, Timestamp] = field(default_factory=dict)
     revision: int = 0
+    shadows: Mapping[str, Shadow] = field(default_factory=dict)
+    swapping: bool = False
 
     def moved(self, position: Position) -> "Checkpoint":
         """Give the checkpoint at a later position."""
@@ -77,6 +88,11 @@ class Checkpoint:
     def with_built(self, name: str, built: Built) -> "Checkpoint":
         """Give the checkpoint with one transform's entry replaced."""
         return replace(self, transforms={**self.transforms, name: built})
+
+    def left_behind(self, named: Iterable[str]) -> list[str]:
+        """Give the collections that some transform once wrote and that are not among those `named` now."""
+        written = {name for built in self.transforms.values() for name in built.collections}
+        return sorted(written - set(named))
 
 
 class LetterKind(StrEnum):
@@ -117,11 +133,17 @@ class Letter:
 class JobKind(StrEnum):
     """What a job does.
 
-    `backfill` derives every document of a source collection, `derive` those of given keys.
+    `backfill` derives every document of a source collection, `derive` those of given keys, `replay` those that
+    changed in a part of the history. `rebuild` builds derived collections anew beside the live ones, `undo` brings
+    back what was kept of them, and `drop` removes those that no transform names any more.
     """
 
     BACKFILL = "backfill"
     DERIVE = "derive"
+    REPLAY = "replay"
+    REBUILD = "rebuild"
+    UNDO = "undo"
+    DROP = "drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +156,11 @@ class Job:
     beginning). `code` are the fingerprints of the transforms that the job began with. `gap` is the range of time
     that is uncertain until the job is done, after the position was lost. `documents` were looked at, and records
     `written` and `removed`; a crash may lose what the last slice counted. A `paused` job waits for an operator, and one
-    that was `cancelled` is done.
+    that was `cancelled` is done, as is one with a `failure`.
+
+    A backfill takes only documents that match `only`, if that is given. A replay reads the history behind the token
+    in `after`, and `span` says from when until when. A rebuild reads several sources, `source` being the one at hand;
+    with `keep` it copies the old collections aside first, and `report` has what it found.
     """
 
     id: Any
@@ -156,6 +182,11 @@ class Job:
     removed: int = 0
     paused: bool = False
     cancelled: bool = False
+    failure: str = ""
+    only: Mapping[str, Any] | None = None
+    span: tuple[Timestamp, Timestamp] | None = None
+    keep: bool = False
+    report: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SlowTransform(NamedTuple):

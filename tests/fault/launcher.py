@@ -26,8 +26,11 @@ from pymongo.client_session import ClientSession
 
 from distributary.cli import command_line
 from distributary.engine.derivation import Derivation
+from distributary.engine.rebuild import Rebuilds
+from distributary.engine.replay import Replays
 from distributary.engine.slices import Slices
 from distributary.sink.mongo import MongoSink
+from distributary.sink.shelf import MongoShelf
 from distributary.source.stream import Stream
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.lease import Lease
@@ -86,6 +89,14 @@ STEPS = {
     "repaired": Step(Slices, "_derive", after=True),
     "before a retry": Step(Slices, "retry", after=False),
     "retried": Step(Slices, "retry", after=True),
+    "shadow made": Step(MongoShelf, "make", after=True),
+    "shadow filled": Step(Rebuilds, "_scan", after=True),
+    "shadow verified": Step(Rebuilds, "_verify", after=True),
+    "before a swap": Step(MongoShelf, "put", after=False),
+    "after a swap": Step(MongoShelf, "put", after=True),
+    "rebuilt": Step(Rebuilds, "_swap", after=True),
+    "dropped": Step(MongoShelf, "drop", after=False),
+    "replayed": Step(Replays, "_batch", after=True),
 }
 
 

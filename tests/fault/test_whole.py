@@ -1,6 +1,6 @@
 """Changes of one source transaction are shown together, also where documents are read later than the batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,15 @@ class Racing(Documents):
         self._databases = databases
         self._revision = 100
 
-    def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
+    def fetch(
+        self,
+        collection: str,
+        keys: Sequence[Any],
+        at: Timestamp | None = None,
+        only: Mapping[str, Any] | None = None,
+    ) -> Snapshot:
         """Read, and change the group behind it."""
-        snapshot = super().fetch(collection, keys, at)
+        snapshot = super().fetch(collection, keys, at, only)
         self._revision += 1
         change_group(self._databases, self._revision)
         return snapshot

@@ -118,3 +118,52 @@ def test_a_transform_that_the_worker_does_not_know(harness: Harness) -> None:
 def test_nothing_to_do_before_the_first_start(databases: Databases, tmp_path: Path) -> None:
     """Without a checkpoint there is no worker to hand the work to."""
     assert "has not begun" in backfill(Harness(databases, tmp_path / "modules", {"orders": ORDERS}), code=1)
+
+
+def test_a_part_of_a_collection(harness: Harness) -> None:
+    """`--filter` derives what matches and nothing else, and removes nothing whose source is gone."""
+    damage(harness)
+    said = backfill(harness, "--transform", "coded", "--filter", '{"_id": {"$gte": 4, "$lt": 8}}')
+    assert "orders through coded: 4 documents, 1 records written, 0 removed" in said
+    codes = harness.databases.derived.codes
+    assert codes.find_one({"_id": 3}) is None
+    assert codes.count_documents({"_id": 99}) == 1
+    found = codes.find_one({"_id": 4})
+    assert found is not None
+    assert found["code"] == "c4"
+
+
+def test_a_part_is_walked_in_slices(databases: Databases, tmp_path: Path) -> None:
+    """What matches is found whatever lies in between, also with keys of several types."""
+    harness = Harness(databases, tmp_path / "modules", {"orders": ORDERS}, {"worker.scan_documents": "3"})
+    keys = [*range(10), *(f"k{number}" for number in range(10)), {"a": 1}, {"a": 2}]
+    databases.raw.orders.insert_many(
+        [{"_id": key, "code": "c", "odd": bool(n % 2)} for n, key in enumerate(keys)]
+    )
+    harness.catch_up()
+    databases.derived.codes.delete_many({})
+    said = backfill(harness, "--transform", "coded", "--filter", '{"odd": true}')
+    assert f"{len(keys) // 2} documents" in said
+    assert databases.derived.codes.count_documents({}) == len(keys) // 2
+
+
+@pytest.mark.parametrize(
+    ("only", "reason"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "is no query"),
+        ('{"$foo": 1}', "is no query: unknown top level operator: $foo"),
+    ],
+    ids=["no JSON", "no object", "no operator"],
+)
+def test_a_filter_that_is_none(harness: Harness, only: str, reason: str) -> None:
+    """It is refused before anything is asked for."""
+    assert reason in backfill(harness, "--transform", "coded", "--filter", only, code=2)
+    assert harness.databases.state.jobs.count_documents({"reason": "asked for"}) == 0
+
+
+def test_a_filter_wants_one_source(harness: Harness) -> None:
+    """A query belongs to one source collection; the answer says which there are."""
+    said = backfill(harness, "--filter", "{}", code=2)
+    assert "--filter needs transforms of one source collection" in said
+    assert "customers, orders" in said

@@ -90,7 +90,7 @@ class Stepped:
             {"_id": name}, [{"$set": {"expires": {"$subtract": ["$$NOW", 1]}}}]
         )
         assert lease.acquire()
-        lease.announce(dict(self.session.session_id))
+        lease.announce(dict(self.session.session_id), {})
         fence = checkpoints.raise_fence(name)
         self._parts: Parts = assembled._parts(stores)
         settings = assembled._settings()

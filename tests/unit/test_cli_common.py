@@ -371,5 +371,20 @@ def test_a_terminal_gets_a_bar() -> None:
 
 def test_the_group_has_exactly_the_verbs_of_the_contract() -> None:
     """The mapping is the list of verbs, in the order of the help."""
-    verbs = ["run", "verify", "backfill", "check", "status", "dead-letters", "jobs", "demo"]
+    verbs = [
+        "run",
+        "verify",
+        "backfill",
+        "replay",
+        "rebuild",
+        "check",
+        "preview",
+        "status",
+        "dead-letters",
+        "jobs",
+        "position",
+        "trace",
+        "new",
+        "demo",
+    ]
     assert distributary.list_commands(click.Context(distributary)) == verbs

@@ -8,6 +8,7 @@ from queue import Queue
 from threading import Event
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pytest
 from bson import Timestamp
@@ -40,7 +41,7 @@ from distributary.state import (
     LetterKind,
     SourceIdentity,
 )
-from tests.fakes import Deployment, FakeCheckpoints, FakeJobs, FakeLetters, FakeSink, Raw
+from tests.fakes import Deployment, FakeCheckpoints, FakeJobs, FakeLetters, FakeShelf, FakeSink, Raw
 from tests.tap import POINTS, Crash, Tap, TappedCheckpoints, TappedSink
 
 Document = dict[str, Any]
@@ -144,6 +145,8 @@ class Bench:
             new_source=lambda: self.raw.source(self.plugged.watched),
             newest=lambda: self.raw.now,
             prepare=lambda: None,
+            shelf=FakeShelf(self.deployment),
+            draw=lambda: uuid4().hex,
             told=iter,
         )
         fence = stores.checkpoints.raise_fence("w")

@@ -1,6 +1,6 @@
 """Batches that do not fit into memory: cut into pieces that together are the batch, and each of them whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -67,9 +67,15 @@ def batch_of(writes: list[Write], raw: Raw) -> Batch:
 class Newest(Raw):
     """A source of which only the newest state is left."""
 
-    def fetch(self, collection: str, keys: Sequence[Any], _: Timestamp | None = None) -> Snapshot:
+    def fetch(
+        self,
+        collection: str,
+        keys: Sequence[Any],
+        at: Timestamp | None = None,  # noqa: ARG002 - it is gone
+        only: Mapping[str, Any] | None = None,
+    ) -> Snapshot:
         """Read as of the newest time."""
-        return super().fetch(collection, keys)
+        return super().fetch(collection, keys, None, only)
 
 
 def pieces(batch: Batch, raw: Raw, most: int) -> list[Prepared]:

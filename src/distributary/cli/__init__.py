@@ -25,13 +25,27 @@ VERBS: dict[str, Verb] = {
     "backfill": Verb(
         "distributary.cli.backfill", "Derive existing documents again, and remove what lost its source."
     ),
+    "replay": Verb("distributary.cli.replay", "Derive again what changed in a part of the history."),
+    "rebuild": Verb(
+        "distributary.cli.rebuild", "Build derived collections anew beside the live ones, and swap."
+    ),
     "check": Verb("distributary.cli.check", "Look whether everything that a worker needs is there."),
+    "preview": Verb(
+        "distributary.cli.preview", "Show what a transform yields now, and what that would change."
+    ),
     "status": Verb("distributary.cli.status", "Show workers, positions, lag and dead letters."),
     "dead-letters": Verb(
         "distributary.cli.dead_letters",
-        "Show the documents that could not be derived, and derive them again.",
+        "Show the documents that could not be derived, derive them again, or forget them.",
     ),
     "jobs": Verb("distributary.cli.jobs", "Show the work that the worker was asked for, and halt it."),
+    "position": Verb(
+        "distributary.cli.position", "Show how far the worker is, read resume tokens, and move it by hand."
+    ),
+    "trace": Verb(
+        "distributary.cli.trace", "Show where a derived record comes from, or what a document became."
+    ),
+    "new": Verb("distributary.cli.new", "Write a transform module and its test, to begin with."),
     "demo": Verb("distributary.cli.demo", "See it all at work on this machine, with a MongoDB of its own."),
 }
 

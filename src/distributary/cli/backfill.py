@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from bson import json_util
 
 from distributary.assemble import Assembled, connect, registry
-from distributary.cli.common import config_option, emit_json, json_option, open_config, progress
-from distributary.operate.backfill import backfills
-from distributary.operate.jobs import carry_out
+from distributary.cli.common import config_option, emit_json, json_option, open_config
+from distributary.cli.following import follow
+from distributary.operate.backfill import backfills, part
+from distributary.operate.jobs import refuse_other_code
 from distributary.state import Job
 
 
@@ -17,25 +19,53 @@ from distributary.state import Job
 @config_option
 @json_option
 @click.option("--transform", "names", metavar="NAME", multiple=True, help="Only this transform; repeatable.")
-def command(config_path: Path | None, names: tuple[str, ...], *, as_json: bool) -> int:
+@click.option(
+    "--filter",
+    "only",
+    metavar="JSON",
+    help="Only documents that match this query, in Extended JSON; then nothing is removed whose source is gone.",
+)
+def command(config_path: Path | None, names: tuple[str, ...], only: str | None, *, as_json: bool) -> int:
     """Derive all existing documents, and remove derived records whose source is gone.
 
     The running worker does it between its batches, as a job that survives crashes and restarts; without one this
     process takes the lease and does it. Ctrl-C leaves the job to the worker. Exits with 1 when a job was cancelled.
     """
+    query = None if only is None else _query(only)
     config = open_config(config_path)
     plugged = registry(config)
     chosen = plugged.only(names, "--transform").transforms
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         jobs = backfills(chosen, assembled.checkpoint())
-        with progress("Deriving", as_json=as_json) as bar:
-            done = carry_out(assembled, jobs, bar.update)
+        refuse_other_code(assembled, chosen)
+        if query is not None:
+            jobs = [part(databases.raw, _single(jobs), query)]
+        done = follow(assembled, jobs, "Deriving", as_json=as_json)
     if as_json:
         emit_json({"jobs": [_answer(each) for each in done]})
     else:
         click.echo("\n".join(_lines(done)))
     return 1 if any(each.cancelled for each in done) else 0
+
+
+def _query(text: str) -> dict[str, Any]:
+    try:
+        query = json_util.loads(text)
+    except (ValueError, TypeError) as error:
+        raise click.BadParameter(f"{text!r} is no JSON: {error}", param_hint="--filter") from error
+    if not isinstance(query, dict):
+        raise click.BadParameter(f"{text!r} is no query: give a JSON object.", param_hint="--filter")
+    return query
+
+
+def _single(jobs: list[Job]) -> Job:
+    if len(jobs) > 1:
+        sources = ", ".join(job.source for job in jobs)
+        raise click.UsageError(
+            f"--filter needs transforms of one source collection, and these read {sources}: name them by --transform."
+        )
+    return jobs[0]
 
 
 def _answer(job: Job) -> dict[str, Any]:

@@ -110,6 +110,13 @@ def _worker(status: WorkerStatus, *, terminal: bool) -> Iterator[RenderableType]
     for each in status.slow:
         held = f"{each.transform} has been working on {each.source}[{each.key}] for {each.seconds:,.0f} s"
         yield Text(f"  held up: {held}", "red")
+    if status.left_behind:
+        named = ", ".join(status.left_behind)
+        yield Text(
+            f"  left behind: no transform names {named} any more; `distributary rebuild --drop-left-behind` drops"
+            f" {'it' if len(status.left_behind) == 1 else 'them'}",
+            "yellow",
+        )
     for name, when in status.detached.items():
         yield Text(f"  source {name!r} is gone since {iso(when)}; its records are kept", "yellow")
 

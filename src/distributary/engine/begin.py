@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from distributary.change import Position
+from distributary.derive.groups import groups
 from distributary.derive.transform import Transform
 from distributary.engine.commit import entry
 from distributary.errors import Failed
@@ -71,13 +72,29 @@ def resumed(wanted: Wanted, before: Checkpoint, open_jobs: Sequence[Job] = ()) -
     ]
     jobs = backfills(new, new, "new transform")
     if wanted.rebuild:
-        asked = {name for job in open_jobs if job.kind is JobKind.BACKFILL for name in job.transforms}
-        jobs += backfills(kept, [name for name in changed if name not in asked], "changed code")
+        jobs += _rebuilds(wanted, [name for name in changed if kept[name].built], before, open_jobs)
     freed = any(built.unplugged and not known[name].unplugged for name, built in kept.items())
     checkpoint, time = replace(before, transforms=kept | new, watched=wanted.watched), before.position.time
     if before.watched == wanted.watched:
         return Beginning(checkpoint, Start(token=before.position.token), jobs, changed, freed)
     return Beginning(checkpoint.seen(time), Start(time=time), jobs, changed, freed)
+
+
+def _rebuilds(
+    wanted: Wanted, changed: Sequence[str], before: Checkpoint, open_jobs: Sequence[Job]
+) -> list[Job]:
+    """Give the jobs that build anew what changed code fills, unless they are asked for or their sources are gone."""
+    asked = {name for job in open_jobs if job.kind is JobKind.REBUILD for name in job.transforms}
+    wanting = [
+        name
+        for name in changed
+        if name not in asked and wanted.transforms[name].source not in before.detached
+    ]
+    collections = {name: sorted(each.collections) for name, each in wanted.transforms.items()}
+    return [
+        Job(None, JobKind.REBUILD, wanted.transforms[group[0]].source, group, "changed code")
+        for group in groups(collections, wanting)
+    ]
 
 
 def _refuse_other_source(wanted: Wanted, before: Checkpoint) -> None:
@@ -110,7 +127,13 @@ def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
     resumption = resumed(wanted, before).checkpoint
     transforms = {name: replace(built, built=False) for name, built in resumption.transforms.items()}
     checkpoint = replace(
-        resumption, position=position, ahead=BEGINNING, epoch=before.epoch + 1, transforms=transforms
+        resumption,
+        position=position,
+        ahead=BEGINNING,
+        epoch=before.epoch + 1,
+        transforms=transforms,
+        shadows={},
+        swapping=False,
     )
     plugged = [name for name in transforms if name in wanted.transforms]
     since, until = sorted((before.position.time, position.time))

@@ -9,11 +9,13 @@ from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
 
 from distributary.change import CollectionChange, Position, identity
-from distributary.derive.plan import Contest, Desired, Owner
+from distributary.derive.plan import Desired, Owner
 from distributary.derive.transform import Transform
+from distributary.engine import shadows as shadowing
 from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
+from distributary.engine.shadows import along, live, written
 from distributary.ports import CheckpointStore, JobStore, LetterStore, ManyRefused, Outcome, Sink, TooMuch
 from distributary.state import Built, Checkpoint, Job, JobKind, Letter, LetterKey, LetterKind, ParkedLetter
 
@@ -37,7 +39,10 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is committed together; `retry` says that it was parked before, `due` what is to be tried again."""
+    """What is committed together; `retry` says that it was parked before, `due` what is to be tried again.
+
+    Where collections have shadows, records go into both, or into the shadows `alone`.
+    """
 
     desired: Sequence[Desired]
     letters: Sequence[Letter]
@@ -47,6 +52,7 @@ class Work:
     foreign: Sequence[tuple[str, object]] = ()
     retry: bool = False
     due: Sequence[LetterKey] = ()
+    alone: bool = False
 
 
 class Finished(NamedTuple):
@@ -112,19 +118,38 @@ class Committer:
         desired: Sequence[Desired],
         letters: Sequence[Letter] = (),
         detached: Timestamp | None = None,
+        *,
+        alone: bool = False,
     ) -> Outcome:
         """Commit a slice of a job with its progress; the position stays.
 
-        `detached` is when the job's source collection was found not to be there, with its records kept.
+        `detached` is when the job's source collection was found not to be there, with its records kept. `alone` leaves
+        the collections as they are that have shadows.
         """
         self._breaker.check(len(desired) + len(letters), letters)
         checkpoint = self.checkpoint.seen(shown)
-        if job.done and job.kind is JobKind.BACKFILL:
+        if job.done and job.kind is JobKind.BACKFILL and job.only is None:
             checkpoint = _built(checkpoint, job)
         if detached is not None:
             checkpoint = replace(checkpoint, detached={**checkpoint.detached, job.source: detached})
         self._note(desired, shown)
-        return self._commit(Work(desired, letters, checkpoint, progress=job, foreign=job.foreign))
+        return self._commit(
+            Work(desired, letters, checkpoint, progress=job, foreign=job.foreign, alone=alone)
+        )
+
+    def progress(
+        self, job: Job, checkpoint: Checkpoint, asked: Sequence[Job] = (), due: Sequence[LetterKey] = ()
+    ) -> None:
+        """Commit a job's progress and a checkpoint without any record."""
+        self._commit(Work([], [], checkpoint, asked, progress=job, due=due))
+
+    def carry(self, job: Job, transform: str, keys: Sequence[Any]) -> None:
+        """Let parked documents have in the shadows what they have in the live collections, with the job's progress."""
+        shadows = {name: each.name for name, each in self.checkpoint.shadows.items()}
+        work = Work([], [], self.checkpoint, progress=job)
+        finishing = _Finishing(self, work)
+        self._stores.sink.carry(transform, keys, shadows, finishing)
+        self.checkpoint = finishing.checkpoint
 
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
         """Commit parked documents that were derived again; gives how many are parked no more."""
@@ -135,8 +160,12 @@ class Committer:
 
     def position(self, position: Position) -> None:
         """Save a position behind which nothing of ours happened."""
-        self.checkpoint = self._stores.checkpoints.save(self.checkpoint.moved(position), self._fence)
+        self.save(self.checkpoint.moved(position))
         self.horizon.passed = position.time
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Commit a checkpoint by itself."""
+        self.checkpoint = self._stores.checkpoints.save(checkpoint, self._fence)
 
     def _note(self, desired: Iterable[Desired], shown: Timestamp) -> None:
         places = {(self._transforms[item.transform].source, item.owner.identity) for item in desired}
@@ -146,7 +175,9 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
-        *parts, last = _parts(work.desired)
+        shadows = work.checkpoint.shadows
+        desired = shadowing.alone(work.desired, shadows) if work.alone else along(work.desired, shadows)
+        *parts, last = _parts(desired)
         outcome = Outcome()
         for part in parts:
             ahead = replace(self.checkpoint, ahead=work.checkpoint.ahead)
@@ -188,7 +219,7 @@ class Committer:
         entries = work.checkpoint.transforms
         outcome = self._stores.sink.write(
             work.desired,
-            {name: built.collections for name, built in entries.items()},
+            written(entries, work.checkpoint.shadows, alone=work.alone),
             finishing,
             work.foreign,
             [name for name, built in entries.items() if built.unplugged],
@@ -203,17 +234,20 @@ class Committer:
 
     def finish(self, work: Work, session: ClientSession, outcome: Outcome) -> Finished:
         """Write what goes with the records, inside their transaction, and last the checkpoint with the fence."""
-        rivals = self._rivals(work, outcome)
+        rivals = self._rivals(work, outcome, session)
         contested = self._contested(work, outcome, rivals)
         letters = [*map(self._placed, work.letters), *contested, *self._refused(outcome)]
         lost = {_parked(LetterKey(letter.transform, letter.key)) for letter in letters}
-        resolved = self._resolved(work.desired, lost)
+        resolved = [] if work.alone else self._resolved(work.desired, lost)
         self._stores.letters.resolve(resolved, session)
         self._stores.letters.put(letters, session)
         rivalling = [self._parked[each].key for each in set(rivals.values())]
         self._stores.letters.make_due([*work.due, *rivalling], session)
         if outcome.released and any(each.kind is LetterKind.CONTESTED for each in self._parked.values()):
-            self._stores.letters.release(outcome.released, session)
+            shadows = work.checkpoint.shadows
+            self._stores.letters.release(
+                [(live(name, shadows), key) for name, key in outcome.released], session
+            )
         self._stores.jobs.ask(work.asked, session)
         if work.progress is not None:
             self._stores.jobs.save(work.progress, session)
@@ -233,16 +267,19 @@ class Committer:
         parked = self._parked.get(owner)
         return parked is not None and parked.kind is LetterKind.CONTESTED
 
-    def _rivals(self, work: Work, outcome: Outcome) -> Mapping[Owner, Owner]:
+    def _rivals(self, work: Work, outcome: Outcome, session: ClientSession) -> Mapping[Owner, Owner]:
         """Give the contested documents outside this work that hold what documents in it are contested for.
 
         Each with who is contested for its key, by itself or by way of others in this work: all of them together
-        may only need to swap.
+        may only need to swap. One whose letter was discarded is not tried again, so that nobody may wait for it.
         """
         members = {item.owner for item in work.desired}
         holders = {each.desired.owner: each.holder for each in outcome.contests}
         ends = {owner: _end(owner, holders) for owner in holders}
-        return {owner: end for owner, end in ends.items() if end not in members and self._is_contested(end)}
+        rivals = {owner: end for owner, end in ends.items() if end not in members and self._is_contested(end)}
+        keys = [self._parked[each].key for each in set(rivals.values())]
+        still = {_parked(key) for key in self._stores.letters.still_parked(keys, session)} if keys else set()
+        return {owner: end for owner, end in rivals.items() if end in still}
 
     def _placed(self, letter: Letter) -> Letter:
         """Give a letter of a scanned document the position that the worker was at."""
@@ -251,13 +288,13 @@ class Committer:
     def _contested(self, work: Work, outcome: Outcome, rivals: Mapping[Owner, Owner]) -> Iterator[Letter]:
         """Give the letters of contested documents; a retry that finds a rival is done again with all and it."""
         for contest in outcome.contests:
-            reason = f"yields {_name(contest)}, which source document {contest.holder.identity!r:.80} owns"
-            waits = (contest.place[0], contest.key)
+            place = (live(contest.place[0], work.checkpoint.shadows), contest.key)
+            reason = f"yields {_name(*place)}, which source document {contest.holder.identity!r:.80} owns"
             letter = self._letter(
                 contest.desired, LetterKind.CONTESTED, f"{reason} ({contest.holder.transform})"
             )
             due = contest.free or contest.desired.owner in rivals or (work.retry and bool(rivals))
-            yield replace(letter, waits_for=waits, due=due)
+            yield replace(letter, waits_for=place, due=due)
 
     def _refused(self, outcome: Outcome) -> Iterator[Letter]:
         for desired, reason in outcome.refused:
@@ -367,8 +404,8 @@ def _end(owner: Owner, holders: Mapping[Owner, Owner]) -> Owner:
     return owner
 
 
-def _name(contest: Contest) -> str:
-    return f"{contest.place[0]}[{contest.key!r:.80}]"
+def _name(collection: str, key: Any) -> str:
+    return f"{collection}[{key!r:.80}]"
 
 
 def entry(transform: Transform, before: Built | None, *, built: bool) -> Built:

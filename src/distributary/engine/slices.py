@@ -1,6 +1,6 @@
 """Jobs, one slice at a time: each slice reads, derives and commits before the stream's next batch does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,16 +35,17 @@ class Slices:
     documents: int
     purge: bool
 
+    def code(self, job: Job) -> dict[str, str]:
+        """Give the fingerprints of a job's transforms as they are plugged in."""
+        plugged = (each for some in self.derivation.transforms.values() for each in some)
+        return {each.name: each.fingerprint for each in plugged if each.name in job.transforms}
+
     def taken(self, job: Job) -> Job:
         """Give a job as it is to be gone on with: begun anew when the code that it derives with has changed."""
-        code = {
-            each.name: each.fingerprint
-            for each in self.derivation.transforms.get(job.source, ())
-            if each.name in job.transforms
-        }
+        code = self.code(job)
         if job.kind is JobKind.DERIVE or code == job.code:
             return job
-        total = self.derivation.documents.count(job.source)
+        total = job.total if job.only else self.derivation.documents.count(job.source)
         return replace(job, code=code, stage="", after=(), documents=0, total=total)
 
     def run(self, job: Job) -> Job:
@@ -67,7 +68,7 @@ class Slices:
         for name in sorted({key.transform for key in keys}):
             source = entries[name].source
             wanted: Sequence[Any] = [key.key for key in keys if key.transform == name]
-            wanted, snapshot = self._fetched(source, wanted)
+            wanted, snapshot = self.fetched(source, wanted)
             derived = self.derivation.of_snapshot(
                 source, snapshot, [name], self._missing(source, snapshot, wanted)
             )
@@ -76,11 +77,13 @@ class Slices:
             shown = max(shown, snapshot.time)
         return self.committer.retried(shown, desired, parked)
 
-    def _fetched(self, source: str, keys: Sequence[Any]) -> tuple[Sequence[Any], Snapshot]:
+    def fetched(
+        self, source: str, keys: Sequence[Any], only: Mapping[str, Any] | None = None
+    ) -> tuple[Sequence[Any], Snapshot]:
         """Read the documents of these keys, or of the first ones that fit; gives which."""
         while True:
             try:
-                return keys, self.derivation.documents.fetch(source, keys)
+                return keys, self.derivation.documents.fetch(source, keys, only=only)
             except TooMuch as error:
                 keys = keys[: error.fit]
 
@@ -91,30 +94,61 @@ class Slices:
     def _is_kept(self, source: str) -> bool:
         return not self.purge and not self.derivation.documents.exists(source)
 
-    def _scan(self, job: Job, skip: int = 0) -> Job:
-        """Derive the next documents; `skip` have keys that cannot be encoded, so that no slice starts there."""
-        snapshot = self.derivation.documents.scan(job.source, job.after, self.documents, skip)
+    def _scan(self, job: Job) -> Job:
+        """Derive the next documents."""
+        after = self.walk(job)
+        return self._advance(job, self.committer.checkpoint.ahead) if after is None else after
+
+    def walk(
+        self, job: Job, skip: int = 0, *, at: Timestamp | None = None, alone: bool = False
+    ) -> Job | None:
+        """Derive the next documents of a job's source, as of `at` if that can be; None at the end.
+
+        `skip` have keys that cannot be encoded, so that no slice starts there. `alone` writes shadows only.
+        """
+        keys, snapshot = self._next(job, skip, at)
+        if not keys:
+            return None
+        behind: tuple[Any, ...] = _behind(keys)
         if not snapshot.documents:
-            return self._advance(job, snapshot.time)
-        before, keys = job.documents, snapshot.keys
-        behind: tuple[Any, ...] = ()
+            job = self._commit(replace(job, after=behind or job.after), snapshot.time, [], alone=alone)
+        before, scanned = job.documents, snapshot.keys
         for done, derived in self.derivation.parts(job.source, snapshot, job.transforms):
-            behind = _behind(keys[:done])
-            after = replace(job, after=behind or job.after, documents=before + done)
-            job = self._commit(after, snapshot.time, derived.desired, letters(derived.failed))
-        return job if behind else self._scan(job, skip + len(snapshot.documents))
+            last = done == len(scanned)
+            reached = behind if last else _behind(scanned[:done])
+            after = replace(job, after=reached or job.after, documents=before + done)
+            job = self._commit(after, snapshot.time, derived.desired, letters(derived.failed), alone=alone)
+        return job if behind else self.walk(job, skip + len(keys), at=at, alone=alone)
+
+    def _next(self, job: Job, skip: int, at: Timestamp | None) -> tuple[Sequence[Any], Snapshot]:
+        """Read the next documents that a job takes; gives the keys that were looked at, none at the end."""
+        documents = self.derivation.documents
+        if job.only is None:
+            snapshot = documents.scan(job.source, job.after, self.documents, skip, at)
+            return snapshot.keys, snapshot
+        looked = documents.keys(job.source, job.after, self.documents, skip)
+        keys = looked.keys
+        readable = [key for key in keys if is_storable(key)]
+        if not readable:
+            return keys, Snapshot(looked.time, [])
+        read, snapshot = self.fetched(job.source, readable, job.only)
+        return (keys if len(read) == len(readable) else read), snapshot
 
     def _derive(self, job: Job) -> Job:
-        """Read keys again; foreign records are removed in the transaction that writes what takes their place.
+        """Read keys again; foreign records are removed in the transaction that writes what takes their place."""
+        some, snapshot = self.fetched(job.source, job.keys if job.foreign else job.keys[: self.documents])
+        rest = job.keys[len(some) :]
+        after = replace(job, keys=rest, documents=job.documents + len(some), done=not rest)
+        return self.again(after, job.source, some, snapshot)
+
+    def again(self, job: Job, source: str, keys: Sequence[Any], snapshot: Snapshot) -> Job:
+        """Derive documents that were read, and commit them with the job; those of `keys` that are missing are gone.
 
         A collection that was dropped is left to the stream, which detaches or purges it.
         """
-        some, snapshot = self._fetched(job.source, job.keys if job.foreign else job.keys[: self.documents])
-        rest = job.keys[len(some) :]
-        keys = self._missing(job.source, snapshot, some)
-        derived = self.derivation.of_snapshot(job.source, snapshot, job.transforms, keys)
-        after = replace(job, keys=rest, documents=job.documents + len(some), done=not rest)
-        return self._commit(after, snapshot.time, derived.desired, letters(derived.failed))
+        keys = self._missing(source, snapshot, keys)
+        derived = self.derivation.of_snapshot(source, snapshot, job.transforms, keys)
+        return self._commit(job, snapshot.time, derived.desired, letters(derived.failed))
 
     def _sweep(self, job: Job) -> Job:
         """Remove the records of one slice of source keys whose documents are gone.
@@ -122,21 +156,27 @@ class Slices:
         The sweep comes before the scan: what it finds alive is scanned later, with all that is stored for it.
         """
         transform, _, collection = job.stage.partition("/")
+        after = self.sweep(job, transform, collection)
+        return self._advance(job, self.committer.checkpoint.ahead) if after is None else after
+
+    def sweep(self, job: Job, transform: str, collection: str, *, alone: bool = False) -> Job | None:
+        """Remove records of a transform whose documents are gone, as far as one slice goes; None at the end."""
         keys = self._distinct(collection, transform, job.after)
         if not keys:
-            return self._advance(job, self.committer.checkpoint.ahead)
+            return None
         there = self.derivation.documents.existing(job.source, keys)
         alive = {identity(each["_id"]) for each in there.documents}
         gone = [key for key in keys if identity(key) not in alive]
         if gone and self._is_kept(job.source):
             return self._detach(job, there.time)
         after = replace(job, after=(keys[-1],))
-        return self._commit(after, there.time, self.derivation.gone(job.source, gone, there.time, transform))
+        nothing = self.derivation.gone(job.source, gone, there.time, transform)
+        return self._commit(after, there.time, nothing, alone=alone)
 
     def _sweep_parked(self, job: Job) -> Job:
         """Resolve the dead letters of documents that are gone."""
         for name in job.transforms:
-            for keys in self._chunks(self.committer.parked_keys(name)):
+            for keys in self.chunks(self.committer.parked_keys(name)):
                 there = self.derivation.documents.existing(job.source, keys)
                 alive = {identity(each["_id"]) for each in there.documents}
                 gone = [key for key in keys if identity(key) not in alive]
@@ -146,7 +186,8 @@ class Slices:
                 job = self._commit(job, there.time, nothing)
         return self._advance(job, self.committer.checkpoint.ahead)
 
-    def _chunks(self, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    def chunks(self, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """Cut keys into what one slice takes."""
         for start in range(0, len(keys), self.documents):
             yield keys[start : start + self.documents]
 
@@ -173,10 +214,16 @@ class Slices:
         return after
 
     def _commit(
-        self, job: Job, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter] = ()
+        self,
+        job: Job,
+        shown: Timestamp,
+        desired: Sequence[Desired],
+        letters: Sequence[Letter] = (),
+        *,
+        alone: bool = False,
     ) -> Job:
         """Commit a slice and give the job with what the slice wrote and removed."""
-        outcome = self.committer.job(job, shown, desired, letters)
+        outcome = self.committer.job(job, shown, desired, letters, alone=alone)
         written = outcome.inserted.total() + outcome.replaced.total()
         return replace(job, written=job.written + written, removed=job.removed + outcome.removed.total())
 

@@ -27,13 +27,15 @@ from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
+from distributary.engine.rebuild import BUILDING, Rebuilds
+from distributary.engine.replay import Replays
 from distributary.engine.report import Report
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.engine.slices import Slices
 from distributary.errors import POSITION_CURE, ConfigurationError, Fault, PositionLost
 from distributary.log import get_logger
-from distributary.ports import Batch, Documents, Source, Start
-from distributary.state import Job
+from distributary.ports import Batch, Carrier, Documents, Shelf, Source, Start
+from distributary.state import Job, JobKind
 
 log = get_logger()
 
@@ -74,6 +76,8 @@ class Parts:
     new_source: Callable[[], Source]
     newest: Callable[[], Timestamp]
     prepare: Callable[[], None]
+    shelf: Shelf
+    draw: Callable[[], str]
     told: Callable[[Iterable[Latest]], Iterable[Latest]]
 
 
@@ -230,23 +234,28 @@ class _Tail:
         self._slices = Slices(
             self._derivation, committer, parts.stores, settings.scan_documents, settings.purge
         )
+        self._replays = Replays(self._slices, parts.new_source)
+        self._rebuilds = Rebuilds(self._slices, parts.shelf, parts.draw)
         self._stores = parts.stores
         self._report = Report(parts.newest)
         self._names = [each.name for some in parts.by_source.values() for each in some]
         self._pipeline = Pipeline(source, self._derivation, settings.bounds, committer.horizon)
         self._reached = committer.checkpoint.position
         self._job: Job | None = None
+        self._waiting = False
         self._looked = self._saved = float("-inf")
         self._batches = 0
 
     def run(self, goal: Goal) -> None:
         """Commit batches and slices until the goal or the stop event; the position is saved at the end."""
+        self._rebuilds.finish(self._stores.jobs.open())
         self._pipeline.start()
         try:
             while not self._stop.is_set() and not self._done(goal):
                 self._step()
             self._save()
         finally:
+            self._replays.close()
             self._pipeline.close()
 
     @property
@@ -255,7 +264,7 @@ class _Tail:
         return self._batches > 0
 
     def _step(self) -> None:
-        prepared = self._pipeline.next(timeout=0.0 if self._job else 0.1)
+        prepared = self._pipeline.next(timeout=0.0 if self._job and not self._waiting else 0.1)
         if prepared is not None:
             self._take(prepared)
             self._report.count(len(prepared.batch.changes))
@@ -299,7 +308,7 @@ class _Tail:
             )
             self._job, self._looked = None, float("-inf")
         if self._job is not None:
-            self._job = self._slices.run(self._job)
+            self._slice(self._job)
             if self._job.done:
                 log.info(
                     "job done", kind=self._job.kind, source=self._job.source, documents=self._job.documents
@@ -308,6 +317,18 @@ class _Tail:
                 self._job, self._looked = None, float("-inf")
         elif monotonic() - self._looked >= LOOK_SECONDS:
             self._look()
+
+    def _slice(self, job: Job) -> None:
+        """Do a slice of the job at hand; one that waits for the stream waits for a saved position, too."""
+        self._job = self._carrier(job).run(job)
+        self._waiting = self._job is job
+        if self._waiting:
+            self._save()
+
+    def _carrier(self, job: Job) -> Carrier:
+        if job.kind is JobKind.REPLAY:
+            return self._replays
+        return self._slices if job.kind in {JobKind.BACKFILL, JobKind.DERIVE} else self._rebuilds
 
     def _is_halted(self, job: Job) -> bool:
         """Look now and then whether an operator has paused or cancelled the job at hand."""
@@ -319,7 +340,9 @@ class _Tail:
     def _look(self) -> None:
         self._looked = monotonic()
         job = self._stores.jobs.next()
-        self._job = job and self._slices.taken(job)
+        self._job = job and self._carrier(job).taken(job)
+        if job is None or job.kind not in BUILDING:
+            self._rebuilds.tidy(self._stores.jobs)
         if self._job is None:
             self._retry()
 

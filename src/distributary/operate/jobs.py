@@ -1,13 +1,15 @@
 """Handing work to the one writer: the lease holder does it, or this process takes the lease and does."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event
 from typing import Any, Protocol
 
 from bson import ObjectId
 
+from distributary.change import Position
+from distributary.derive.transform import Transform
 from distributary.errors import Failed, LeaseLost
 from distributary.log import get_logger
 from distributary.operate.watch import LOOK_SECONDS
@@ -96,8 +98,8 @@ class _Handed:
     def _done(self) -> bool:
         """Look at the jobs and tell of their progress; one that is not there any more is done."""
         found = self._found()
-        totals = [job.total or job.documents + len(job.keys) for job in found]
-        self._progress(sum(job.documents for job in found), sum(totals))
+        extents = [extent(job) for job in found]
+        self._progress(sum(done for done, _ in extents), sum(total for _, total in extents))
         return all(job.done for job in found)
 
     def _work_off(self) -> None:
@@ -114,6 +116,29 @@ class _Handed:
             working.result()
         except LeaseLost as error:
             log.warning("stepped back", reason=error.message)
+
+
+def extent(job: Job) -> tuple[int, int]:
+    """Give how much of a job is done, and of how much: documents, or seconds of the history of a replay."""
+    if job.span is None:
+        return job.documents, max(job.documents, job.total or job.documents + len(job.keys))
+    since, until = (time.time for time in job.span)
+    reached = until if job.done else Position.of_token(job.after[0]).time.time
+    return max(0, min(reached, until) - since), until - since
+
+
+def refuse_other_code(workplace: Workplace, transforms: Mapping[str, Transform]) -> None:
+    """Raise `Failed` when the running worker has other code of these transforms than is plugged in here."""
+    holder = workplace.holder()
+    running = holder.code if holder is not None and holder.alive else {}
+    other = sorted(
+        name for name, each in transforms.items() if running.get(name, each.fingerprint) != each.fingerprint
+    )
+    if other:
+        raise Failed(
+            f"The running worker has other code of {', '.join(other)} than there is here.",
+            "Deploy the transform modules and start the worker again, then run this again.",
+        )
 
 
 def known(jobs: Jobs, text: str) -> Any:

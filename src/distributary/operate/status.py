@@ -15,7 +15,7 @@ from distributary.derive.registry import Registry
 from distributary.errors import DistributaryError
 from distributary.source import deployment
 from distributary.state import Built, Checkpoint, Job, SlowTransform, SourceIdentity
-from distributary.store.checkpoints import CHECKPOINTS, from_document, lag_seconds
+from distributary.store.checkpoints import CHECKPOINTS, Checkpoints, from_document, lag_seconds
 from distributary.store.jobs import Jobs
 from distributary.store.lease import LEASES, Lease
 from distributary.store.letters import LETTERS
@@ -64,7 +64,8 @@ class WorkerStatus:
 
     `saved_at` is when the position was saved; an idle worker saves it only now and then. `lag_seconds` is the
     source's head minus the position, `headroom_seconds` what is left until the position falls out of the
-    source's history; each is None where `unknown` says why.
+    source's history; each is None where `unknown` says why. `left_behind` are the derived collections that no transform
+    names any more.
     """
 
     name: str
@@ -80,6 +81,7 @@ class WorkerStatus:
     detached: Mapping[str, Timestamp]
     dead_letters: Mapping[str, Mapping[str, int]]
     slow: tuple[SlowTransform, ...] = ()
+    left_behind: tuple[str, ...] = ()
 
     def answer(self) -> dict[str, Any]:
         """Give it as JSON has it; times are ISO-8601."""
@@ -98,6 +100,7 @@ class WorkerStatus:
             "detached": {name: iso(time) for name, time in self.detached.items()},
             "dead_letters": self.dead_letters,
             "slow_transforms": [each._asdict() for each in self.slow],
+            "left_behind": list(self.left_behind),
         }
 
 
@@ -209,7 +212,15 @@ class _Look:
             detached=checkpoint.detached if checkpoint else {},
             dead_letters=letters,
             slow=holder.slow if holder is not None and alive else (),
+            left_behind=self._left_behind(checkpoint),
         )
+
+    def _left_behind(self, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+        """Give the collections that are there, and that no transform names any more; none without the modules."""
+        if checkpoint is None or self.registry is None:
+            return ()
+        others = Checkpoints(self.state).claimed(self.name)
+        return tuple(checkpoint.left_behind(self.registry.declared | others.keys()))
 
     def _distance(self, checkpoint: Checkpoint | None) -> tuple[int | None, int | None, str]:
         """Give lag, headroom and why one of them is not known."""

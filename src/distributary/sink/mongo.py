@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from bson import MaxKey, MinKey, Regex, decode_all, encode
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.change import CODEC
+from distributary.change import CODEC, identity
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
@@ -46,6 +47,8 @@ LEARN_BYTES = 32 * 1024 * 1024
 DECODE_BYTES = 4 * 1024 * 1024
 
 _DUPLICATE_KEY = 11000
+
+_RAW = CODEC.with_options(document_class=RawBSONDocument)
 
 Document = dict[str, Any]
 
@@ -215,6 +218,31 @@ class MongoSink:
         query = {"_src.key": {"$ne": after[0]}} if after else {}
         found = self._database[collection].find(query, {"_src.key": 1, "_id": 0}, limit=limit)
         return [each["_src"]["key"] for each in found.hint(OWNER_INDEX).min(_pairs(low)).max(_pairs(high))]
+
+    def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
+        """Let documents have in the shadows what they have in the collections that are shadowed, in one transaction.
+
+        What another document has under a key stays.
+        """
+
+        def work() -> None:
+            for some in _chunks(keys, QUERY_KEYS):
+                query = {"_src.by": transform, "_src.key": {"$in": some}}
+                for collection, shadow in shadows.items():
+                    self._database[shadow].delete_many(query, session=self._session)
+                    self._copy(collection, shadow, query)
+            finish(self._session, Outcome())
+
+        transact(self._session, work)
+
+    def _copy(self, collection: str, onto: str, query: Document) -> None:
+        records = self._database.get_collection(collection, _RAW).find(query, session=self._session)
+        copied = {identity(each["_id"]): each for each in records}
+        keys = {"_id": {"$in": [each["_id"] for each in copied.values()]}}
+        for there in self._database[onto].find(keys, {"_id": 1}, session=self._session):
+            copied.pop(identity(there["_id"]), None)
+        if copied:
+            self._database[onto].insert_many(list(copied.values()), session=self._session)
 
     # --- one attempt, inside the transaction ----------------------------------------------------------------
 

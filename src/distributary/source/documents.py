@@ -1,6 +1,6 @@
 """Reading documents of the source, each time as the state of one exactly known cluster time."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from threading import Lock
 from typing import Any
@@ -61,38 +61,63 @@ class Documents:
         with self._lock:
             self._newest = max(self._newest, time)
 
-    def fetch(self, collection: str, keys: Sequence[Any], at: Timestamp | None = None) -> Snapshot:
-        """Read the documents with these keys in one query, as of `at` while the server still has it.
+    def fetch(
+        self,
+        collection: str,
+        keys: Sequence[Any],
+        at: Timestamp | None = None,
+        only: Mapping[str, Any] | None = None,
+    ) -> Snapshot:
+        """Read the documents with these keys, that match `only`, in one query, as of `at` while the server has it.
 
         Without `at`, or when its state is gone, as of the newest majority-committed time; the snapshot's
         time says which it is.
         """
         query = _by_key(keys)
+        if only:
+            query["filter"] = {"$and": [query["filter"], only]}
+        return self._read(collection, query, at)
+
+    def _read(self, collection: str, query: Document, at: Timestamp | None) -> Snapshot:
+        """Read as of `at`, or as of the newest time."""
         if at is not None:
             try:
-                return Snapshot(*self._find(collection, query, at, self._most))
+                return Snapshot(*self._find(collection, query, at, self._bound(query)))
             except OperationFailure as error:
                 if error.code not in GONE_SNAPSHOT:
                     raise
                 # the driver's frames keep the error, and its traceback a batch
                 error.__traceback__ = None
-        return Snapshot(*self._find(collection, query, most=self._most))
+        return Snapshot(*self._find(collection, query, most=self._bound(query)))
 
-    def scan(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+    def _bound(self, query: Document) -> int | None:
+        """Give the bytes above which a query is too much; one reply of a scan is cut instead."""
+        return None if query.get("singleBatch") else self._most
+
+    def scan(
+        self,
+        collection: str,
+        after: tuple[Any, ...],
+        limit: int,
+        skip: int = 0,
+        at: Timestamp | None = None,
+    ) -> Snapshot:
         """Read at most `limit` documents behind the key in `after` and `skip` more, in BSON order of mixed types.
 
-        No documents means that the end is reached. One reply is read, of at most 16 MB, so that fewer
-        documents than `limit` say nothing. `min` bounds the index whatever the key's type, which `$gt` would not.
+        As of `at` or the newest time, as in `fetch`. No documents means that the end is reached. One reply is read, of
+        at most 16 MB, so that fewer documents than `limit` say nothing.
         """
-        query: Document = {"hint": {"_id": 1}, "sort": {"_id": 1}, "singleBatch": True}
-        if after:
-            query |= {"min": {"_id": after[0]}, "filter": {"_id": {"$ne": after[0]}}}
         limit = min(limit, self._scanned.get(collection, limit))
-        query |= {"skip": skip, "limit": limit, "batchSize": limit}
-        time, documents = self._find(collection, query)
+        time, documents = self._read(collection, _in_order(after, limit, skip), at)
+        assert isinstance(documents, Encoded)
         fit = documents.fit(self._most)
         self._scanned[collection] = fit if fit < len(documents) else 2 * limit
         return Snapshot(time, documents[:fit])
+
+    def keys(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+        """Read the next keys in their order as `scan` does: documents of `_id` only."""
+        query = _in_order(after, limit, skip) | {"projection": {"_id": 1}}
+        return Snapshot(*self._find(collection, query))
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist: documents of `_id` only."""
@@ -148,6 +173,14 @@ class Documents:
             if cursor_id:
                 with suppress(PyMongoError):  # the server closes it by itself
                     self._database.command("killCursors", collection, cursors=[cursor_id], session=session)
+
+
+def _in_order(after: tuple[Any, ...], limit: int, skip: int) -> Document:
+    """Give the query of a slice in key order; `min` bounds the index whatever the key's type, which `$gt` would not."""
+    query: Document = {"hint": {"_id": 1}, "sort": {"_id": 1}, "singleBatch": True}
+    if after:
+        query |= {"min": {"_id": after[0]}, "filter": {"_id": {"$ne": after[0]}}}
+    return query | {"skip": skip, "limit": limit, "batchSize": limit}
 
 
 def _by_key(keys: Sequence[Any]) -> Document:

@@ -13,7 +13,7 @@ from pymongo.read_concern import ReadConcern
 
 from distributary.change import CODEC, Position
 from distributary.errors import CheckpointMoved, Failed, LeaseLost
-from distributary.state import BEGINNING, FORMAT, Built, Checkpoint, SourceIdentity
+from distributary.state import BEGINNING, FORMAT, Built, Checkpoint, Shadow, SourceIdentity
 
 CHECKPOINTS = "checkpoints"
 
@@ -36,6 +36,8 @@ def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
         "transforms": {name: _built_document(built) for name, built in checkpoint.transforms.items()},
         "detached": dict(checkpoint.detached),
         "revision": checkpoint.revision,
+        "shadows": {name: shadow._asdict() for name, shadow in checkpoint.shadows.items()},
+        "swapping": checkpoint.swapping,
     }
 
 
@@ -67,6 +69,8 @@ def from_document(document: Document) -> Checkpoint:
         transforms={name: _built(entry) for name, entry in document["transforms"].items()},
         detached=dict(document.get("detached", {})),
         revision=document.get("revision", 0),
+        shadows={name: Shadow(**each) for name, each in document.get("shadows", {}).items()},
+        swapping=document.get("swapping", False),
     )
 
 

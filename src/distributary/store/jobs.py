@@ -99,11 +99,16 @@ class Jobs:
             "gap": list(job.gap) if job.gap else None,
             "written": job.written,
             "removed": job.removed,
+            "failure": job.failure,
+            "only": job.only,
+            "span": list(job.span) if job.span else None,
+            "keep": job.keep,
+            "report": job.report,
         }
 
 
 def _job(document: dict[str, Any]) -> Job:
-    gap = document.get("gap")
+    gap, span = document.get("gap"), document.get("span")
     return Job(
         id=document["_id"],
         kind=JobKind(document["kind"]),
@@ -124,4 +129,9 @@ def _job(document: dict[str, Any]) -> Job:
         removed=document.get("removed", 0),
         paused=document.get("paused", False),
         cancelled=document.get("cancelled", False),
+        failure=document.get("failure", ""),
+        only=document.get("only"),
+        span=(span[0], span[1]) if span else None,
+        keep=document.get("keep", False),
+        report=document.get("report", {}),
     )

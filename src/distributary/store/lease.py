@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -20,11 +21,15 @@ _UNAUTHORIZED = 13
 
 
 class Holder(NamedTuple):
-    """Who holds a lease; `alive` says whether it has not expired, `slow` what held it up when it last renewed."""
+    """Who holds a lease; `alive` says whether it has not expired, `slow` what held it up when it last renewed.
+
+    `code` are the fingerprints of the transforms that it runs.
+    """
 
     name: str
     alive: bool
     slow: tuple[SlowTransform, ...] = ()
+    code: Mapping[str, str] = MappingProxyType({})
 
 
 class Lease:
@@ -50,11 +55,10 @@ class Lease:
         self._kill(before.get("session"))
         return True
 
-    def announce(self, session_id: dict[str, Any]) -> None:
-        """Say which session writes under this lease, so that the next holder can end it."""
-        self._collection.update_one(
-            {"_id": self._worker, "holder": self.me}, {"$set": {"session": session_id["id"]}}
-        )
+    def announce(self, session_id: Mapping[str, Any], code: Mapping[str, str]) -> None:
+        """Say which session writes under this lease, so that the next holder can end it, and with what code."""
+        told = {"session": session_id["id"], "code": dict(code)}
+        self._collection.update_one({"_id": self._worker, "holder": self.me}, {"$set": told})
 
     def renew(self, slow: Sequence[SlowTransform] = ()) -> bool:
         """Push the expiry out, and say what holds the work up; False when someone else holds the lease."""
@@ -73,11 +77,13 @@ class Lease:
     def holder(self) -> Holder | None:
         """Give who holds the lease."""
         alive = {"$gt": ["$expires", "$$NOW"]}
-        found = self._collection.find_one({"_id": self._worker}, {"holder": 1, "alive": alive, "slow": 1})
+        found = self._collection.find_one(
+            {"_id": self._worker}, {"holder": 1, "alive": alive, "slow": 1, "code": 1}
+        )
         if not found or not found.get("holder"):
             return None
         slow = tuple(SlowTransform(**each) for each in found.get("slow", []))
-        return Holder(found["holder"], found["alive"], slow)
+        return Holder(found["holder"], found["alive"], slow, found.get("code", {}))
 
     def _expiry(self) -> dict[str, Any]:
         return {"$add": ["$$NOW", self._ms]}

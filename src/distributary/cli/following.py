@@ -1,0 +1,25 @@
+"""Following jobs that were handed to the worker."""
+
+from collections.abc import Sequence
+
+from distributary.assemble import Assembled
+from distributary.cli.common import progress
+from distributary.errors import Failed, PositionLost
+from distributary.operate.jobs import carry_out
+from distributary.state import Job, JobKind
+
+
+def follow(
+    assembled: Assembled, jobs: Sequence[Job], label: str, unit: str = "documents", *, as_json: bool
+) -> list[Job]:
+    """Ask for jobs and show their progress until they are done; raises what one of them failed of."""
+    with progress(label, unit=unit, as_json=as_json) as bar:
+        done = carry_out(assembled, jobs, bar.update)
+    for job in done:
+        if job.failure and job.kind is JobKind.REPLAY:
+            raise PositionLost(job.failure, "Replay from `oldest`, or run `distributary backfill`.")
+        if job.failure:
+            raise Failed(
+                job.failure, "Correct that and run this again; the live collections are as they were."
+            )
+    return done

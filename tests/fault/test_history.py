@@ -1,0 +1,119 @@
+"""Rebuilds, replays and backfills under live load and SIGKILL: each ends equal, and nothing is torn or goes back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from distributary.change import Position
+from distributary.source import deployment
+from distributary.state import Job, JobKind
+from distributary.store.checkpoints import Checkpoints
+from distributary.store.jobs import Jobs
+from tests.conftest import SOAK, Databases
+from tests.fault.launcher import Launcher
+from tests.fault.load import MODULE, SETTINGS, Load, Watch
+from tests.fault.test_kill import BURST, Stage
+from tests.harness import Harness
+
+#: Kills at random moments of one rebuild, replay or backfill, and at one step.
+KILLS, KILLS_AT_A_STEP = 20 * SOAK, 3 * SOAK
+
+#: Seconds after which a random kill comes at the latest, counted from the moment when the lease is held.
+LATEST = 0.6
+
+STEPS = [
+    "shadow made",
+    "shadow filled",
+    "shadow verified",
+    "before a swap",
+    "after a swap",
+    "rebuilt",
+    "dropped",
+]
+
+#: The code that is deployed before a rebuild: the same records with another field.
+CHANGED = MODULE.replace('{"order": order["_id"], ', '{"order": order["_id"], "form": "new", ')
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Give what starts workers."""
+    with Launcher(tmp_path_factory.mktemp("workers")) as started:
+        yield started
+
+
+@pytest.fixture
+def stage(databases: Databases, tmp_path: Path, launcher: Launcher) -> Stage:
+    """Give a worker that has caught up with a load, and changed code."""
+    settings = {**SETTINGS, "worker.scan_documents": "20"}
+    harness = Harness(databases, tmp_path / "modules", {"load": MODULE}, settings)
+    load = Load(databases, seed=1)
+    load.burst(BURST)
+    harness.catch_up()
+    harness.write({"load": CHANGED})
+    return Stage(harness, launcher, load, Watch(harness))
+
+
+def rebuild() -> Job:
+    """Give the job that rebuilds all collections of the orders."""
+    return Job(None, JobKind.REBUILD, "orders", ("orders",), "test", keep=True)
+
+
+def replay(stage: Stage, since: Position) -> Job:
+    """Give the job that replays everything since a position."""
+    now = deployment.head(stage.harness.databases.client)
+    names = ("links", "members", "orders")
+    return Job(None, JobKind.REPLAY, "orders", names, "test", after=(since.token,), span=(since.time, now))
+
+
+def ensure(stage: Stage, job: Job) -> None:
+    """Ask for a job unless one is open."""
+    jobs = Jobs(stage.harness.databases.state, "default")
+    if not jobs.open():
+        jobs.ask([job])
+
+
+def assert_clean(stage: Stage) -> None:
+    """Everything is equal to a recomputation, and no shadow is left."""
+    stage.assert_equal()
+    names = stage.harness.databases.derived.list_collection_names()
+    assert not [name for name in names if "__rebuild_" in name]
+
+
+def test_a_rebuild_that_is_killed_at_random_moments(stage: Stage) -> None:
+    """Killed 20 times under live load and gone on with, a rebuild ends equal."""
+    random = Random(1)
+    with stage.watch.watching():
+        with stage.load.live():
+            for _ in range(KILLS):
+                ensure(stage, rebuild())
+                stage.kill_after(random.uniform(0, LATEST))
+        assert_clean(stage)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_rebuild_that_is_killed_at_a_step(stage: Stage, step: str) -> None:
+    """Killed between any two things that it does, a rebuild ends equal."""
+    with stage.watch.watching():
+        for _ in range(KILLS_AT_A_STEP):
+            stage.load.burst(BURST)
+            ensure(stage, rebuild())
+            stage.kill_at(step)
+        assert_clean(stage)
+
+
+def test_a_replay_that_is_killed_at_random_moments(stage: Stage) -> None:
+    """Killed under live load and gone on with, a replay of everything takes nothing back and ends equal."""
+    checkpoint = Checkpoints(stage.harness.databases.state).load("default")
+    assert checkpoint is not None
+    random = Random(2)
+    with stage.watch.watching():
+        with stage.load.live():
+            for _ in range(KILLS):
+                ensure(stage, replay(stage, checkpoint.position))
+                stage.kill_after(random.uniform(0, LATEST))
+        stage.harness.catch_up()
+        ensure(stage, replay(stage, checkpoint.position))
+        assert_clean(stage)
