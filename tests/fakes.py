@@ -313,13 +313,20 @@ class FakeSink:
     def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
         """Replace what owners have in shadows."""
         with self.deployment.transaction() as session:
-            records, wanted = self.deployment.rows.records, {Owner(transform, identity(key)) for key in keys}
-            for each in self.deployment.records():
+            records, stored = self.deployment.rows.records, self.deployment.records()
+            wanted = {Owner(transform, identity(key)) for key in keys}
+            live = [each for each in stored if each.collection in shadows and each.owner in wanted]
+            owners = {each.place: each.owner for each in stored}
+            places = {each.place: (shadows[each.collection], each.place[1]) for each in live}
+            wanted -= {
+                each.owner for each in live if owners.get(places[each.place], each.owner) not in wanted
+            }
+            for each in stored:
                 if each.collection in shadows.values() and each.owner in wanted:
                     del records[each.place]
-            for each in self.deployment.records():
-                if each.collection in shadows and each.owner in wanted:
-                    records.setdefault((shadows[each.collection], each.place[1]), records[each.place])
+            for each in live:
+                if each.owner in wanted:
+                    records[places[each.place]] = records[each.place]
             finish(session, Outcome())
 
     def _known(self, collections: Mapping[str, Collection[str]]) -> list[Stored]:

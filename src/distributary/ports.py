@@ -250,7 +250,8 @@ class Sink(Protocol):
     def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
         """Let documents have in the shadows what they have in the collections that are shadowed, in one transaction.
 
-        `shadows` are their names by those of the collections. What another document has under a key stays.
+        `shadows` are their names by those of the collections. A document whose keys another one has in a shadow is left
+        there as it is.
         """
 
 

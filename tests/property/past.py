@@ -11,6 +11,7 @@ from distributary.change import CODEC, Identity, identity
 from distributary.derive.plan import Owner
 from distributary.derive.records import Place
 from distributary.derive.transform import Failure, Transform, derive
+from distributary.engine.rebuild import SHADOW
 
 #: What lies under each key, and whose it is.
 Shown = Mapping[Place, tuple[Owner, bytes]]
@@ -20,9 +21,11 @@ Records = Mapping[Place, bytes]
 
 
 def shown(derived: Database[Any]) -> Shown:
-    """Read everything that is stored."""
+    """Read everything that is stored, but for what is still to take its place."""
     found: dict[Place, tuple[Owner, bytes]] = {}
     for collection in derived.list_collection_names():
+        if SHADOW in collection:
+            continue
         for document in derived[collection].find():
             source = document.pop("_src")
             owner = Owner(source["by"], identity(source["key"]))
@@ -53,6 +56,11 @@ class Past:
         for each in present.values():
             self._codes[each.name][each.fingerprint] = each
         self._torn |= self._codes.keys() - present.keys()
+
+    def kept(self, owners: Iterable[Owner]) -> None:
+        """Note that a rebuild may have left out records of these, which are parked."""
+        for owner in owners:
+            self._oldest.pop(owner, None)
 
     def built(self, names: Iterable[str]) -> None:
         """Note that these transforms are whole again."""

@@ -1,6 +1,6 @@
 """A worker without threads: the real one, whose reader, deriver and writer take a step when they are told to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from queue import Queue
 from threading import Event
@@ -10,6 +10,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from distributary.assemble import Assembled
+from distributary.engine.ahead import DEPTH, Ahead, End, Slice
 from distributary.engine.commit import Stores
 from distributary.engine.derivation import Prepared
 from distributary.engine.pipeline import Pipeline, StreamEnded
@@ -69,6 +70,23 @@ class ByHand(Pipeline):
         """Nothing was started."""
 
 
+class AheadByHand(Ahead):
+    """Reads slices ahead without a thread: as many as may wait, whenever one is taken."""
+
+    def __init__(self, slices: Iterator[Slice]) -> None:
+        self._taken = slices
+        self._waiting: list[Slice | End] = []
+
+    def next(self, seconds: float) -> Slice | End | None:  # noqa: ARG002 - nothing is waited for
+        """Give the next slice, and read those behind it."""
+        while len(self._waiting) <= DEPTH:
+            self._waiting.append(next(self._taken, End()))
+        return self._waiting.pop(0)
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
 class Stepped:
     """A worker that took the lease from whoever held it, and works step by step."""
 
@@ -112,6 +130,7 @@ class Stepped:
                 source, self._tail._derivation, self._settings.bounds, committer.horizon
             )
             self._tail._pipeline.start()
+            self._tail._slices.reading = AheadByHand  # type: ignore[misc]
 
     def read(self) -> None:
         """Read one reply of the stream."""
@@ -130,12 +149,12 @@ class Stepped:
         self._judged(_slice)
 
     def do_jobs(self) -> None:
-        """Do slices until no job is left, while what is derived waits."""
+        """Do slices until no job is left, or one waits for the stream, while what is derived waits."""
         idle = 0
         for _ in range(PATIENCE):
             self.slice()
             idle = 0 if self._tail is not None and self._tail._job is not None else idle + 1
-            if idle > 1:
+            if idle > 1 or (self._tail is not None and self._tail._waiting):
                 return
         raise AssertionError("the jobs do not end")
 

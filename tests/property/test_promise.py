@@ -28,6 +28,7 @@ from pymongo.client_session import ClientSession
 from distributary import assemble
 from distributary.assemble import Assembled
 from distributary.change import identity
+from distributary.derive.groups import groups
 from distributary.derive.plan import Owner
 from distributary.derive.records import Place
 from distributary.derive.registry import Registry
@@ -322,6 +323,30 @@ class Promise(RuleBasedStateMachine):
         if job.transforms:
             Jobs(self._databases.state, "default").ask([job])
 
+    @rule(
+        name=st.sampled_from(sorted(TRANSFORMS)),
+        parts=st.lists(operations | st.sampled_from(STEPS), max_size=12),
+    )
+    @precondition(lambda self: self._began())
+    def rebuild(self, name: str, parts: list[Operation | str]) -> None:
+        """Have the collections of a transform built anew while documents change and the worker takes steps."""
+        if name not in self._twists:
+            return
+        plugged = {each: sorted(known.collections) for each, known in self._registry.transforms.items()}
+        (group,) = groups(plugged, [name])
+        jobs = Jobs(self._databases.state, "default")
+        (job,) = jobs.ask([Job(None, JobKind.REBUILD, TRANSFORMS[name], group, "story")])
+        self.live(parts)
+        parked = Letters(self._databases.state, "default").parked()
+        self._past.kept([Owner(each.key.transform, identity(each.key.key)) for each in parked])
+        self._do(Stepped.catch_up)
+        found = jobs.get(job.id)
+        assert found is not None
+        assert found.done
+        if not found.failure:
+            self._outdated = {owner for owner in self._outdated if owner.transform not in group}
+        self._check()
+
     @rule()
     @precondition(lambda self: self._began())
     def retry(self) -> None:
@@ -534,10 +559,15 @@ class Comparison:
             for owner in justified:
                 del open_claims[owner]
 
-    def _is_kept(self, places: Iterable[Place], me: Owner, unexplained: Mapping[Owner, object]) -> bool:
-        holders = {self._stored[place][0] for place in places if place in self._stored} - {me}
+    def _is_kept(
+        self, places: Iterable[Place], me: Owner, unexplained: Mapping[Owner, Sequence[Place]]
+    ) -> bool:
+        """Whether another one holds one of these places, which is not parked itself, or yields that place as well."""
+        held = [(place, self._stored[place][0]) for place in places if place in self._stored]
         return any(
-            holder.transform in self._registry.transforms and holder not in unexplained for holder in holders
+            holder.transform in self._registry.transforms and place in unexplained.get(holder, [place])
+            for place, holder in held
+            if holder != me
         )
 
 

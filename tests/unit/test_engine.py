@@ -565,7 +565,7 @@ class Walk:
         committer = Committer(stores, transforms, checkpoint, fence, Breaker(0, 1))
         committer.begin([])
         derived = derivation(self.bench.raw, *transforms.values())
-        return Slices(derived, committer, stores, 2, self.purge)
+        return Slices(derived, committer, stores, 2, purge=self.purge)
 
     def stages(self, job: Job) -> list[str]:
         """Carry out a job, and give the stages that its slices were in."""

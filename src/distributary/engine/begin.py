@@ -8,6 +8,7 @@ from distributary.change import Position
 from distributary.derive.groups import groups
 from distributary.derive.transform import Transform
 from distributary.engine.commit import entry
+from distributary.engine.rebuild import CHANGED
 from distributary.errors import Failed
 from distributary.ports import Start
 from distributary.state import BEGINNING, Built, Checkpoint, Job, JobKind, SourceIdentity
@@ -72,7 +73,7 @@ def resumed(wanted: Wanted, before: Checkpoint, open_jobs: Sequence[Job] = ()) -
     ]
     jobs = backfills(new, new, "new transform")
     if wanted.rebuild:
-        jobs += _rebuilds(wanted, [name for name in changed if kept[name].built], before, open_jobs)
+        jobs += _rebuilds(wanted, [name for name in changed if kept[name].built], open_jobs)
     freed = any(built.unplugged and not known[name].unplugged for name, built in kept.items())
     checkpoint, time = replace(before, transforms=kept | new, watched=wanted.watched), before.position.time
     if before.watched == wanted.watched:
@@ -80,19 +81,13 @@ def resumed(wanted: Wanted, before: Checkpoint, open_jobs: Sequence[Job] = ()) -
     return Beginning(checkpoint.seen(time), Start(time=time), jobs, changed, freed)
 
 
-def _rebuilds(
-    wanted: Wanted, changed: Sequence[str], before: Checkpoint, open_jobs: Sequence[Job]
-) -> list[Job]:
-    """Give the jobs that build anew what changed code fills, unless they are asked for or their sources are gone."""
+def _rebuilds(wanted: Wanted, changed: Sequence[str], open_jobs: Sequence[Job]) -> list[Job]:
+    """Give the jobs that build anew what changed code fills, unless they are asked for."""
     asked = {name for job in open_jobs if job.kind is JobKind.REBUILD for name in job.transforms}
-    wanting = [
-        name
-        for name in changed
-        if name not in asked and wanted.transforms[name].source not in before.detached
-    ]
+    wanting = [name for name in changed if name not in asked]
     collections = {name: sorted(each.collections) for name, each in wanted.transforms.items()}
     return [
-        Job(None, JobKind.REBUILD, wanted.transforms[group[0]].source, group, "changed code")
+        Job(None, JobKind.REBUILD, wanted.transforms[group[0]].source, group, CHANGED)
         for group in groups(collections, wanting)
     ]
 

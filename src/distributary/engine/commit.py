@@ -12,6 +12,7 @@ from distributary.change import CollectionChange, Position, identity
 from distributary.derive.plan import Desired, Owner
 from distributary.derive.transform import Transform
 from distributary.engine import shadows as shadowing
+from distributary.engine.ahead import Overtaken
 from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
@@ -81,6 +82,8 @@ class Committer:
         self._parked = {_parked(each.key): each for each in stores.letters.parked()}
         self.checkpoint = checkpoint
         self.horizon = Horizon(checkpoint.ahead)
+        self.overtaken = Overtaken()
+        self._unswept: set[str] = set()
 
     @property
     def parked(self) -> int:
@@ -99,6 +102,9 @@ class Committer:
         due = (
             [each.key for each in self._parked.values() if each.kind is LetterKind.CONTESTED] if freed else []
         )
+        if self.checkpoint.revision:
+            jobs = [*asked, *self._stores.jobs.open()]
+            self._unswept = {job.source for job in jobs if job.sweep}
         self._commit(Work([], [], self.checkpoint, asked, due=due))
 
     def batch(self, prepared: Prepared, *, purge: bool) -> Outcome:
@@ -107,8 +113,12 @@ class Committer:
         checkpoint = self.checkpoint.moved(prepared.batch.position).seen(prepared.shown)
         checkpoint, returned = _attached(checkpoint, prepared.sources)
         checkpoint, changed = self._with_collections(checkpoint, prepared.batch.collections, purge=purge)
-        outcome = self._commit(Work(prepared.desired, prepared.letters, checkpoint, [*returned, *changed]))
+        self._unswept.update(job.source for job in returned)
+        desired = self._doubted(prepared.desired)
+        outcome = self._commit(Work(desired, prepared.letters, checkpoint, [*returned, *changed]))
+        self._unswept.update(job.source for job in changed)
         self.horizon.passed = checkpoint.position.time
+        self.overtaken.note(prepared.states, torn=bool(prepared.batch.collections))
         return outcome
 
     def job(
@@ -133,9 +143,12 @@ class Committer:
         if detached is not None:
             checkpoint = replace(checkpoint, detached={**checkpoint.detached, job.source: detached})
         self._note(desired, shown)
-        return self._commit(
+        outcome = self._commit(
             Work(desired, letters, checkpoint, progress=job, foreign=job.foreign, alone=alone)
         )
+        if job.done and job.sweep:
+            self._unswept = {each.source for each in self._stores.jobs.open() if each.sweep}
+        return outcome
 
     def progress(
         self, job: Job, checkpoint: Checkpoint, asked: Sequence[Job] = (), due: Sequence[LetterKey] = ()
@@ -166,6 +179,15 @@ class Committer:
     def save(self, checkpoint: Checkpoint) -> None:
         """Commit a checkpoint by itself."""
         self.checkpoint = self._stores.checkpoints.save(checkpoint, self._fence)
+
+    def _doubted(self, desired: Sequence[Desired]) -> Sequence[Desired]:
+        """Take no document for new of whose key there may be records of an earlier life, until they are swept."""
+        if not self._unswept:
+            return desired
+        return [
+            replace(item, fresh=item.fresh and self._transforms[item.transform].source not in self._unswept)
+            for item in desired
+        ]
 
     def _note(self, desired: Iterable[Desired], shown: Timestamp) -> None:
         places = {(self._transforms[item.transform].source, item.owner.identity) for item in desired}

@@ -17,6 +17,9 @@ from distributary.state import Checkpoint, Job, JobKind, LetterKey, Shadow
 
 log = get_logger()
 
+#: Why a rebuild was asked for when code changed and the configuration says so.
+CHANGED = "changed code"
+
 #: What stands between a collection's name and a draw in the name of its shadow.
 SHADOW = "__rebuild_"
 
@@ -148,7 +151,8 @@ class Rebuilds:
         """Say why a rebuild cannot be, if so."""
         checkpoint, documents = self._committer.checkpoint, self._slices.derivation.documents
         for source in self._sources(job):
-            if source in checkpoint.detached or not documents.exists(source):
+            gone = not documents.exists(source) and not self._slices.purge and self._has_records(job, source)
+            if source in checkpoint.detached or gone:
                 return f"Source collection {source!r} is gone, and its records are kept: nothing could be built anew."
         plugged = self._plugged()
         for name in self._collections(job):
@@ -165,9 +169,20 @@ class Rebuilds:
             return f"Nothing was kept of {', '.join(missing)}: rebuild with --keep-previous keeps it."
         return ""
 
+    def _has_records(self, job: Job, source: str) -> bool:
+        """Whether anything is stored of what these transforms derived from a source collection."""
+        mine = [each for each in self._plugged() if each.name in job.transforms and each.source == source]
+        swept = self._slices.stores.sink.swept
+        return any(swept(name, each.name, (), 1) for each in mine for name in each.collections)
+
     def _failed(self, job: Job, failure: str) -> Job:
+        """End a rebuild that cannot be; what nobody asked for by hand is derived again in place instead."""
         log.error("rebuild failed", transforms=list(job.transforms), reason=failure)
-        return self._progress(replace(job, failure=failure, done=True))
+        instead = [job_for(self._committer.checkpoint, source, CHANGED) for source in self._sources(job)]
+        asked = instead if job.reason == CHANGED else []
+        done = replace(job, failure=failure, done=True)
+        self._committer.progress(done, self._committer.checkpoint, asked)
+        return done
 
     def _keep(self, job: Job, name: str) -> Job | None:
         return self._copied(job, name, f"{name}{PREVIOUS}")
@@ -200,7 +215,7 @@ class Rebuilds:
         if checkpoint.ahead > position:
             return job
         before = job.written + job.removed
-        after = self._slices.walk(replace(job, source=source), at=position, alone=True)
+        after = self._slices.walk_at(replace(job, source=source), position, alone=True)
         if after is None:
             return None
         if self._committer.checkpoint.ahead <= position:

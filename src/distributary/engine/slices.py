@@ -1,14 +1,16 @@
 """Jobs, one slice at a time: each slice reads, derives and commits before the stream's next batch does."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from time import monotonic
+from typing import Any, ClassVar
 
 from bson import Timestamp
 
 from distributary.change import identity
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired
+from distributary.engine.ahead import Ahead, End, Slice
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, letters
 from distributary.ports import Snapshot, TooMuch
@@ -21,19 +23,41 @@ SCAN = "scan"
 PARKED = "parked"
 
 
-@dataclass(frozen=True, slots=True)
-class Slices:
-    """Carries out jobs for the holder of the lease.
+#: How long a slice waits for what is read ahead, in seconds, before the stream has its turn.
+WAIT_SECONDS = 0.05
 
-    A slice is read after everything that was committed and is committed before anything else is, so that
-    what it shows is never older than what was shown, and nothing that was deleted comes back.
+#: Seconds that the commit of a slice should take at most: as long does the stream wait for it.
+SLICE_SECONDS = 0.5
+
+
+class Slices:
+    """Carries out jobs for the holder of the lease; `most` documents are in a slice, fewer where commits take long.
+
+    A slice shows nothing that is older than what was shown: it is read after everything that was committed and is
+    committed before anything else is. A scan reads ahead, and leaves out what the stream committed in the meantime; so
+    nothing that was deleted comes back.
     """
 
-    derivation: Derivation
-    committer: Committer
-    stores: Stores
-    documents: int
-    purge: bool
+    #: What reads ahead.
+    reading: ClassVar[type[Ahead]] = Ahead
+
+    def __init__(
+        self, derivation: Derivation, committer: Committer, stores: Stores, most: int, *, purge: bool
+    ) -> None:
+        self.derivation = derivation
+        self.committer = committer
+        self.stores = stores
+        self.purge = purge
+        self.documents = self._most = most
+        self._ahead: Ahead | None = None
+        self._of: tuple[Any, str] = (None, "")
+
+    def close(self) -> None:
+        """Drop what was read ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self.committer.overtaken.end()
+            self._ahead = None
 
     def code(self, job: Job) -> dict[str, str]:
         """Give the fingerprints of a job's transforms as they are plugged in."""
@@ -99,26 +123,65 @@ class Slices:
         after = self.walk(job)
         return self._advance(job, self.committer.checkpoint.ahead) if after is None else after
 
-    def walk(
-        self, job: Job, skip: int = 0, *, at: Timestamp | None = None, alone: bool = False
-    ) -> Job | None:
-        """Derive the next documents of a job's source, as of `at` if that can be; None at the end.
+    def walk(self, job: Job, *, alone: bool = False) -> Job | None:
+        """Commit the next slice of a scan of the job's source, if it is read; None at the end.
 
-        `skip` have keys that cannot be encoded, so that no slice starts there. `alone` writes shadows only.
+        `alone` writes shadows only.
         """
-        keys, snapshot = self._next(job, skip, at)
-        if not keys:
+        overtaken = self.committer.overtaken
+        if self._ahead is None or self._of != (job.id, job.stage) or overtaken.torn:
+            self.close()
+            overtaken.begin()
+            self._ahead, self._of = self.reading(self._read(job)), (job.id, job.stage)
+        part = self._ahead.next(WAIT_SECONDS)
+        if isinstance(part, End):
+            self.close()
             return None
-        behind: tuple[Any, ...] = _behind(keys)
-        if not snapshot.documents:
-            job = self._commit(replace(job, after=behind or job.after), snapshot.time, [], alone=alone)
-        before, scanned = job.documents, snapshot.keys
+        return replace(job) if part is None else self._put(job, overtaken.left(job.source, part), alone=alone)
+
+    def walk_at(self, job: Job, at: Timestamp, *, alone: bool) -> Job | None:
+        """Read and commit the next slice as of a time, or as of the newest one if that is gone; None at the end."""
+        part = next(self._read(job, at), None)
+        return None if part is None else self._put(job, part, alone=alone)
+
+    def _put(self, job: Job, part: Slice, *, alone: bool) -> Job:
+        """Commit a slice of a scan, and learn how many documents the next one should have."""
+        after = replace(job, after=part.after, documents=job.documents + part.documents)
+        began = monotonic()
+        after = self._commit(after, part.time, part.desired, part.letters, alone=alone)
+        took = monotonic() - began
+        if took > SLICE_SECONDS:
+            self.documents = max(1, self.documents // 2)
+        elif took < SLICE_SECONDS / 4:
+            self.documents = min(self._most, 2 * self.documents)
+        return after
+
+    def _read(self, job: Job, at: Timestamp | None = None) -> Iterator[Slice]:
+        """Read and derive documents behind the job's key, as of `at` or as of the newest time.
+
+        Where no key of a slice can be encoded, the next slice starts behind the same key and leaves them out.
+        """
+        skip = 0
+        while True:
+            keys, snapshot = self._next(job, skip, at)
+            if not keys:
+                return
+            behind = _behind(keys)
+            if not snapshot.documents:
+                yield Slice(0, behind or job.after, snapshot.time, [], [])
+            yield from self._parts(job, snapshot, behind)
+            job = replace(job, after=behind or job.after)
+            skip = 0 if behind else skip + len(keys)
+
+    def _parts(self, job: Job, snapshot: Snapshot, behind: tuple[Any, ...]) -> Iterator[Slice]:
+        """Derive what was read, in parts that fit into memory; the last one leaves `behind` as the key to go on at."""
+        before, scanned = 0, snapshot.keys
         for done, derived in self.derivation.parts(job.source, snapshot, job.transforms):
-            last = done == len(scanned)
-            reached = behind if last else _behind(scanned[:done])
-            after = replace(job, after=reached or job.after, documents=before + done)
-            job = self._commit(after, snapshot.time, derived.desired, letters(derived.failed), alone=alone)
-        return job if behind else self.walk(job, skip + len(keys), at=at, alone=alone)
+            reached = behind if done == len(scanned) else _behind(scanned[:done])
+            yield Slice(
+                done - before, reached or job.after, snapshot.time, derived.desired, letters(derived.failed)
+            )
+            before = done
 
     def _next(self, job: Job, skip: int, at: Timestamp | None) -> tuple[Sequence[Any], Snapshot]:
         """Read the next documents that a job takes; gives the keys that were looked at, none at the end."""

@@ -232,7 +232,7 @@ class _Tail:
             settings.bounds.bytes,
         )
         self._slices = Slices(
-            self._derivation, committer, parts.stores, settings.scan_documents, settings.purge
+            self._derivation, committer, parts.stores, settings.scan_documents, purge=settings.purge
         )
         self._replays = Replays(self._slices, parts.new_source)
         self._rebuilds = Rebuilds(self._slices, parts.shelf, parts.draw)
@@ -255,6 +255,7 @@ class _Tail:
                 self._step()
             self._save()
         finally:
+            self._slices.close()
             self._replays.close()
             self._pipeline.close()
 
@@ -306,7 +307,7 @@ class _Tail:
             log.info(
                 "job halted", kind=self._job.kind, source=self._job.source, documents=self._job.documents
             )
-            self._job, self._looked = None, float("-inf")
+            self._leave()
         if self._job is not None:
             self._slice(self._job)
             if self._job.done:
@@ -314,7 +315,7 @@ class _Tail:
                     "job done", kind=self._job.kind, source=self._job.source, documents=self._job.documents
                 )
                 gap.tell(self._stores.jobs, self._job)
-                self._job, self._looked = None, float("-inf")
+                self._leave()
         elif monotonic() - self._looked >= LOOK_SECONDS:
             self._look()
 
@@ -329,6 +330,12 @@ class _Tail:
         if job.kind is JobKind.REPLAY:
             return self._replays
         return self._slices if job.kind in {JobKind.BACKFILL, JobKind.DERIVE} else self._rebuilds
+
+    def _leave(self) -> None:
+        """Leave the job at hand, and look for the next one at once."""
+        self._slices.close()
+        self._replays.close()
+        self._job, self._waiting, self._looked = None, False, float("-inf")
 
     def _is_halted(self, job: Job) -> bool:
         """Look now and then whether an operator has paused or cancelled the job at hand."""

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from bson import MaxKey, MinKey, Regex, decode_all, encode
 from bson.errors import BSONError
-from bson.raw_bson import RawBSONDocument
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
@@ -47,8 +46,6 @@ LEARN_BYTES = 32 * 1024 * 1024
 DECODE_BYTES = 4 * 1024 * 1024
 
 _DUPLICATE_KEY = 11000
-
-_RAW = CODEC.with_options(document_class=RawBSONDocument)
 
 Document = dict[str, Any]
 
@@ -222,27 +219,37 @@ class MongoSink:
     def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
         """Let documents have in the shadows what they have in the collections that are shadowed, in one transaction.
 
-        What another document has under a key stays.
+        One whose keys another document has in a shadow is left there as it is.
         """
 
         def work() -> None:
             for some in _chunks(keys, QUERY_KEYS):
-                query = {"_src.by": transform, "_src.key": {"$in": some}}
-                for collection, shadow in shadows.items():
-                    self._database[shadow].delete_many(query, session=self._session)
-                    self._copy(collection, shadow, query)
+                self._carry(transform, some, shadows)
             finish(self._session, Outcome())
 
         transact(self._session, work)
 
-    def _copy(self, collection: str, onto: str, query: Document) -> None:
-        records = self._database.get_collection(collection, _RAW).find(query, session=self._session)
-        copied = {identity(each["_id"]): each for each in records}
-        keys = {"_id": {"$in": [each["_id"] for each in copied.values()]}}
-        for there in self._database[onto].find(keys, {"_id": 1}, session=self._session):
-            copied.pop(identity(there["_id"]), None)
-        if copied:
-            self._database[onto].insert_many(list(copied.values()), session=self._session)
+    def _carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str]) -> None:
+        left = {identity(key): key for key in keys}
+        records: dict[str, list[Stored]] = {}
+        for collection, shadow in shadows.items():
+            query = {"_src.by": transform, "_src.key": {"$in": list(keys)}}
+            records[shadow] = list(read_records(self._database, collection, query, self._session))
+            taken = {"_id": {"$in": [each.key for each in records[shadow]]}}
+            others = {
+                each.place[1]
+                for each in read_records(self._database, shadow, taken, self._session)
+                if each.owner is None or each.owner.transform != transform or each.owner.identity not in left
+            }
+            for each in records[shadow]:
+                if each.place[1] in others and each.owner is not None:
+                    left.pop(each.owner.identity, None)
+        for shadow, some in records.items():
+            mine = {"_src.by": transform, "_src.key": {"$in": list(left.values())}}
+            self._database[shadow].delete_many(mine, session=self._session)
+            copied = [RawDocument(each.raw) for each in some if each.owner and each.owner.identity in left]
+            if copied:
+                self._database[shadow].insert_many(copied, session=self._session)
 
     # --- one attempt, inside the transaction ----------------------------------------------------------------
 
