@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from threading import Event
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
@@ -20,9 +21,10 @@ from pymongo.client_session import ClientSession
 from distributary.change import CODEC, Change, CollectionChange, Identity, Operation, Position, identity
 from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, stored
 from distributary.derive.records import Place
+from distributary.derive.shadows import shadowed, written
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
-from distributary.ports import Batch, Contrast, Copied, Finish, Outcome, Snapshot, Start
-from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter, SlowTransform
+from distributary.ports import Batch, Contrast, Copied, Finish, FinishCopy, Outcome, Snapshot, Start
+from distributary.state import Checkpoint, Job, JobKind, Letter, LetterKey, ParkedLetter, SlowTransform
 
 Document = dict[str, Any]
 
@@ -123,17 +125,25 @@ class Raw:
         limit: int,
         skip: int = 0,
         at: Timestamp | None = None,
+        until: tuple[Any, ...] = (),
     ) -> Snapshot:
         """Read the next documents in key order."""
-        low = ordered(after[0]) if after else (-1, 0)
-        found = self._snapshot(collection, at, lambda document: ordered(document["_id"]) > low)
+        low, high = ordered(after[0]) if after else (-1, 0), ordered(until[0]) if until else (2, 0)
+        found = self._snapshot(collection, at, lambda document: low < ordered(document["_id"]) < high)
         documents = sorted(found.documents, key=lambda document: ordered(document["_id"]))
         return Snapshot(found.time, documents[skip : skip + limit])
 
-    def keys(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+    def keys(
+        self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0, until: tuple[Any, ...] = ()
+    ) -> Snapshot:
         """Read the next keys in their order."""
-        found = self.scan(collection, after, limit, skip)
+        found = self.scan(collection, after, limit, skip, until=until)
         return Snapshot(found.time, [{"_id": document["_id"]} for document in found.documents])
+
+    def last(self, collection: str) -> tuple[Any, ...]:
+        """Give the last key in its order."""
+        keys = sorted((document["_id"] for document in self.documents(collection)), key=ordered)
+        return tuple(keys[-1:])
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist."""
@@ -283,21 +293,39 @@ class FakeSink:
         finish: Finish,
         foreign: Sequence[tuple[str, Any]] = (),
         unplugged: Collection[str] = (),
+        shadows: Mapping[str, str] = MappingProxyType({}),
+        *,
+        alone: bool = False,
     ) -> Outcome:
         """Reconcile with all that is stored, in one transaction."""
         with self.deployment.transaction() as session:
             removed = self._remove_foreign(foreign)
-            plan = reconcile(desired, self._known(collections), unplugged)
-            self._apply(plan)
-            outcome = Outcome(contests=plan.contests, unchanged=plan.unchanged, overtaken=plan.overtaken)
-            outcome.inserted.update({name: len(writes) for name, writes in plan.inserts.items()})
-            outcome.replaced.update({name: len(writes) for name, writes in plan.replaces.items()})
-            outcome.released += [
-                *((name, key) for name, keys in plan.deletes.items() for key in keys),
-                *removed,
-            ]
+            outcome = Outcome()
+            if not alone:
+                outcome = self._planned(desired, collections, unplugged)
+            outcome.released += removed
             outcome.removed.update(collection for collection, _ in outcome.released)
+            if shadows:
+                items = shadowed(desired, shadows)
+                beside = self._planned(items, written(collections, shadows), unplugged)
+                beside.removed.update(collection for collection, _ in beside.released)
+                outcome += Outcome(beside.inserted, beside.replaced, beside.removed)
+                outcome.contested_shadows = len(beside.contests)
             finish(session, outcome)
+        return outcome
+
+    def _planned(
+        self,
+        desired: Sequence[Desired],
+        collections: Mapping[str, Collection[str]],
+        unplugged: Collection[str],
+    ) -> Outcome:
+        plan = reconcile(desired, self._known(collections), unplugged)
+        self._apply(plan)
+        outcome = Outcome(contests=plan.contests, unchanged=plan.unchanged, overtaken=plan.overtaken)
+        outcome.inserted.update({name: len(writes) for name, writes in plan.inserts.items()})
+        outcome.replaced.update({name: len(writes) for name, writes in plan.replaces.items()})
+        outcome.released += [(name, key) for name, keys in plan.deletes.items() for key in keys]
         return outcome
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
@@ -310,11 +338,17 @@ class FakeSink:
         low = ordered(after[0]) if after else (-1, 0)
         return sorted((key for key in found if ordered(key) > low), key=ordered)[:limit]
 
-    def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
+    def carry(
+        self,
+        transform: str,
+        keys: Callable[[ClientSession], Sequence[Any]],
+        shadows: Mapping[str, str],
+        finish: Finish,
+    ) -> None:
         """Replace what owners have in shadows."""
         with self.deployment.transaction() as session:
             records, stored = self.deployment.rows.records, self.deployment.records()
-            wanted = {Owner(transform, identity(key)) for key in keys}
+            wanted = {Owner(transform, identity(key)) for key in keys(session)}
             live = [each for each in stored if each.collection in shadows and each.owner in wanted]
             owners = {each.place: each.owner for each in stored}
             places = {each.place: (shadows[each.collection], each.place[1]) for each in live}
@@ -328,6 +362,18 @@ class FakeSink:
                 if each.owner in wanted:
                     records[places[each.place]] = records[each.place]
             finish(session, Outcome())
+
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
+        """Copy the next records."""
+        with self.deployment.transaction() as session:
+            low = ordered(after[0]) if after else (-1, 0)
+            mine = [each for place, each in self.deployment.rows.records.items() if place[0] == name]
+            records = sorted((each for each in mine if ordered(each["_id"]) > low), key=_in_order)[:limit]
+            for each in records:
+                self.deployment.rows.records.setdefault((onto, identity(each["_id"])), each)
+            copied = Copied(len(records), (records[-1]["_id"],) if records else ())
+            finish(session, copied)
+        return copied
 
     def _known(self, collections: Mapping[str, Collection[str]]) -> list[Stored]:
         """Give what is stored, without what its owner is said to have no records in."""
@@ -354,50 +400,42 @@ class FakeSink:
             self.deployment.place(record.collection, decode(record.document, CODEC))
 
 
+def _in_order(document: Document) -> tuple[int, Any]:
+    return ordered(document["_id"])
+
+
 @dataclass(frozen=True)
 class FakeShelf:
     """Whole collections of a `Deployment`; a collection is there from when it is made until it is dropped."""
 
     deployment: Deployment
 
+    def ids(self) -> dict[str, UUID]:
+        """Give all collections with their ids."""
+        names = {place[0] for place in self._records} | self.deployment.ids.keys()
+        return {name: self.deployment.ids.setdefault(name, uuid4()) for name in sorted(names)}
+
     def make(self, name: str, like: str) -> UUID:
         """Create an empty collection."""
-        self.drop(name)
-        self.deployment.ids[name] = uuid4()
-        return self.deployment.ids[name]
+        return self.deployment.ids.setdefault(name, uuid4())
 
-    def id_of(self, name: str) -> UUID | None:
-        """Give a collection's id."""
-        if name not in self.deployment.ids and any(place[0] == name for place in self._records):
-            self.deployment.ids[name] = uuid4()
-        return self.deployment.ids.get(name)
-
-    def put(self, name: str, onto: str) -> None:
+    def put(self, name: str, known: UUID, onto: str, over: UUID | None) -> None:
         """Let a collection take another one's place."""
+        there = self.ids()
+        if there.get(name) != known or there.get(onto) != over:
+            raise CheckpointMoved("moved", "")
         kept = {place: each for place, each in self._records.items() if place[0] not in {name, onto}}
         moved = {(onto, place[1]): each for place, each in self._records.items() if place[0] == name}
         self._records.clear()
         self._records.update(kept | moved)
         self.deployment.ids[onto] = self.deployment.ids.pop(name)
 
-    def drop(self, name: str) -> None:
+    def drop(self, name: str, known: UUID) -> None:
         """Drop a collection."""
-        self.deployment.ids.pop(name, None)
-        for place in [place for place in self._records if place[0] == name]:
-            del self._records[place]
-
-    def names(self) -> list[str]:
-        """Give the names of all collections."""
-        return sorted({place[0] for place in self._records} | self.deployment.ids.keys())
-
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int) -> Copied:
-        """Copy the next records."""
-        records = self._next(name, after)[:limit]
-        if records:
-            self.id_of(onto)
-        for each in records:
-            self._records.setdefault((onto, identity(each["_id"])), each)
-        return Copied(len(records), (records[-1]["_id"],) if records else ())
+        if self.ids().get(name) == known:
+            del self.deployment.ids[name]
+            for place in [place for place in self._records if place[0] == name]:
+                del self._records[place]
 
     def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Copied:
         """Compare all that is left, at once."""
@@ -422,9 +460,7 @@ class FakeShelf:
     def _next(self, name: str, after: tuple[Any, ...]) -> list[Document]:
         low = ordered(after[0]) if after else (-1, 0)
         mine = [each for place, each in self._records.items() if place[0] == name]
-        return sorted(
-            (each for each in mine if ordered(each["_id"]) > low), key=lambda each: ordered(each["_id"])
-        )
+        return sorted((each for each in mine if ordered(each["_id"]) > low), key=_in_order)
 
 
 @dataclass(frozen=True)
@@ -564,9 +600,23 @@ class FakeJobs:
             if worker == self.worker and job.gap == gap
         ]
 
-    def save(self, job: Job, session: ClientSession) -> None:
+    def get(self, job_id: Any) -> Job | None:
+        """Give one job."""
+        found = self.deployment.rows.jobs.get(job_id)
+        return found[1] if found else None
+
+    def declined(self) -> list[Job]:
+        """Give the rebuilds that were cancelled."""
+        mine = [job for worker, job in self.deployment.rows.jobs.values() if worker == self.worker]
+        return [job for job in mine if job.kind is JobKind.REBUILD and job.cancelled]
+
+    def save(self, job: Job, session: ClientSession) -> bool:
         """Record progress."""
+        before = self.get(job.id)
+        if before is not None and before.cancelled:
+            return False
         self.deployment.rows.jobs[job.id] = (self.worker, job)
+        return True
 
 
 @dataclass

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pymongo.client_session import ClientSession
 
 from distributary.derive.plan import Desired
-from distributary.ports import CheckpointStore, Finish, Outcome, Sink
+from distributary.ports import CheckpointStore, Copied, Finish, FinishCopy, Outcome, Sink
 from distributary.state import Checkpoint
 
 #: Where a commit may be interrupted, in its order.
@@ -62,6 +63,9 @@ class TappedSink:
         finish: Finish,
         foreign: Sequence[tuple[str, Any]] = (),
         unplugged: Collection[str] = (),
+        shadows: Mapping[str, str] = MappingProxyType({}),
+        *,
+        alone: bool = False,
     ) -> Outcome:
         """Write, and come to points on the way."""
 
@@ -71,13 +75,23 @@ class TappedSink:
             self.tap.reach("before the commit")
 
         self.tap.reach("before the transaction")
-        outcome = self.sink.write(desired, collections, tapped, foreign, unplugged)
+        outcome = self.sink.write(desired, collections, tapped, foreign, unplugged, shadows, alone=alone)
         self.tap.reach("after the commit")
         return outcome
 
-    def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
-        """Copy as the sink does."""
+    def carry(
+        self,
+        transform: str,
+        keys: Callable[[ClientSession], Sequence[Any]],
+        shadows: Mapping[str, str],
+        finish: Finish,
+    ) -> None:
+        """Carry as the sink does."""
         self.sink.carry(transform, keys, shadows, finish)
+
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
+        """Copy as the sink does."""
+        return self.sink.copy(name, onto, after, limit, finish)
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, overload
 from uuid import UUID
 
@@ -150,11 +151,20 @@ class Documents(Protocol):
         limit: int,
         skip: int = 0,
         at: Timestamp | None = None,
+        until: tuple[Any, ...] = (),
     ) -> Snapshot:
-        """Read the next documents in key order, without `skip` of them, as of a time as in `fetch`; none at the end."""
+        """Read the next documents in key order, without `skip` of them, as of a time as in `fetch`; none at the end.
 
-    def keys(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+        `until` holds the key in front of which the end is; empty: there is none.
+        """
+
+    def keys(
+        self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0, until: tuple[Any, ...] = ()
+    ) -> Snapshot:
         """Read the next keys in their order as `scan` does: documents of `_id` only."""
+
+    def last(self, collection: str) -> tuple[Any, ...]:
+        """Give the last key in its order; nothing without one."""
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist: documents of `_id` only."""
@@ -181,6 +191,7 @@ class Outcome:
     contests: list[Contest] = field(default_factory=list)
     refused: list[tuple[Desired, str]] = field(default_factory=list)
     released: list[tuple[str, Any]] = field(default_factory=list)
+    contested_shadows: int = 0
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -192,6 +203,7 @@ class Outcome:
             self.contests + other.contests,
             self.refused + other.refused,
             self.released + other.released,
+            self.contested_shadows + other.contested_shadows,
         )
 
     @property
@@ -226,6 +238,17 @@ class ManyRefused(Exception):
 Finish = Callable[[ClientSession, Outcome], None]
 
 
+class Copied(NamedTuple):
+    """A slice of a copy or of a comparison: how many records it took, and the key behind them, empty at the end."""
+
+    records: int
+    after: tuple[Any, ...]
+
+
+#: Called last in the transaction of a copy.
+FinishCopy = Callable[[ClientSession, Copied], None]
+
+
 class Sink(Protocol):
     """Writes plans; the one place that writes derived collections."""
 
@@ -236,52 +259,57 @@ class Sink(Protocol):
         finish: Finish,
         foreign: Sequence[tuple[str, Any]] = (),
         unplugged: Collection[str] = (),
+        shadows: Mapping[str, str] = MappingProxyType({}),
+        *,
+        alone: bool = False,
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield, in one transaction; durable on return.
 
         `collections` are those in which each transform may have records. `finish` is called last inside the
         transaction, and again when it is repeated. `foreign` are records without an owner that are removed.
-        Records of `unplugged` transforms give way.
+        Records of `unplugged` transforms give way. The `shadows` of collections are written as well, as if they were
+        all that there is, or `alone`: who is contested there keeps there what it had, and is only counted.
         """
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys of a transform's records in key order, repeated ones included; none at the end."""
 
-    def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
+    def carry(
+        self,
+        transform: str,
+        keys: Callable[[ClientSession], Sequence[Any]],
+        shadows: Mapping[str, str],
+        finish: Finish,
+    ) -> None:
         """Let documents have in the shadows what they have in the collections that are shadowed, in one transaction.
 
-        `shadows` are their names by those of the collections. A document whose keys another one has in a shadow is left
-        there as it is.
+        A document whose keys another one has in a shadow is left there as it is. Raises `TooMuch`.
+        """
+
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
+        """Copy the next records in key order into another collection, in one transaction with `finish`.
+
+        What lies under their keys already stays. Fewer than `limit` are copied where they are large.
         """
 
 
-class Copied(NamedTuple):
-    """A slice of a copy or of a comparison: how many records it took, and the key behind them, empty at the end."""
-
-    records: int
-    after: tuple[Any, ...]
-
-
 class Shelf(Protocol):
-    """Whole derived collections: what happens to them outside any transaction may be repeated."""
+    """Whole derived collections. Nothing of it is part of a transaction, so each is known by its id as well."""
+
+    def ids(self) -> Mapping[str, UUID]:
+        """Give all collections with their ids, which they keep when they are renamed."""
 
     def make(self, name: str, like: str) -> UUID:
-        """Create an empty collection with the indexes of a declared one, over what is there; gives its id."""
+        """Create an empty collection with the options and indexes of another and those that are declared for it."""
 
-    def id_of(self, name: str) -> UUID | None:
-        """Give a collection's id; None when there is none of this name."""
+    def put(self, name: str, known: UUID, onto: str, over: UUID | None) -> None:
+        """Let a collection take another one's place: a reader sees one of them, whole.
 
-    def put(self, name: str, onto: str) -> None:
-        """Let a collection take another one's place: a reader sees one of them, whole."""
+        Raises `CheckpointMoved` when one of the names does not have the given id any more.
+        """
 
-    def drop(self, name: str) -> None:
-        """Drop a collection if it is there."""
-
-    def names(self) -> list[str]:
-        """Give the names of all collections."""
-
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int) -> Copied:
-        """Copy the next records in key order; what lies under their keys already stays."""
+    def drop(self, name: str, known: UUID) -> None:
+        """Drop a collection if it is there and has this id."""
 
     def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Copied:
         """Hold the next records of two collections in key order against each other, and count in `found`."""
@@ -343,14 +371,20 @@ class JobStore(Protocol):
     def is_wanted(self, job_id: Any) -> bool:
         """Whether a job is to be gone on with: neither done, nor paused, nor cancelled."""
 
+    def get(self, job_id: Any) -> Job | None:
+        """Give one job."""
+
+    def declined(self) -> list[Job]:
+        """Give the rebuilds that were cancelled."""
+
     def open(self) -> list[Job]:
         """Give all jobs that are not done, oldest first."""
 
     def of_gap(self, gap: tuple[Timestamp, Timestamp]) -> list[Job]:
         """Give all jobs, done ones too, that make good what a lost position left uncertain."""
 
-    def save(self, job: Job, session: ClientSession) -> None:
-        """Record progress in the transaction that made it."""
+    def save(self, job: Job, session: ClientSession) -> bool:
+        """Record progress in the transaction that made it; False for a job that was cancelled meanwhile."""
 
 
 class Carrier(Protocol):

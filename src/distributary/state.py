@@ -55,14 +55,27 @@ class Shadow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Rebuilding:
+    """A rebuild under way: its job, and the shadows by the names of the collections that they belong to.
+
+    Shadows are written along with those until they take their places. While `swapping`, nothing else is done first.
+    `contested` says that a key was contested in a shadow.
+    """
+
+    job: Any
+    shadows: Mapping[str, Shadow]
+    swapping: bool = False
+    contested: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """How far a worker is, and of what.
 
     `ahead` is the newest cluster time that committed records may show: jobs and late reads show states that
     the stream reaches later. `watched` are the collections that the stream's filter names. `detached` are
     the source collections that were dropped or renamed away, with the time of it. `revision` counts the
-    commits: each one writes over the one before it or fails. `shadows` are written along with the derived
-    collections that they belong to, until they take their places; while `swapping` nothing else is done first.
+    commits: each one writes over the one before it or fails.
     """
 
     worker: str
@@ -74,8 +87,12 @@ class Checkpoint:
     transforms: Mapping[str, Built]
     detached: Mapping[str, Timestamp] = field(default_factory=dict)
     revision: int = 0
-    shadows: Mapping[str, Shadow] = field(default_factory=dict)
-    swapping: bool = False
+    rebuilding: Rebuilding | None = None
+
+    @property
+    def shadows(self) -> Mapping[str, str]:
+        """The names of the shadows, by those of the collections that they belong to."""
+        return {name: each.name for name, each in self.rebuilding.shadows.items()} if self.rebuilding else {}
 
     def moved(self, position: Position) -> "Checkpoint":
         """Give the checkpoint at a later position."""
@@ -130,6 +147,13 @@ class Letter:
     due: bool = False
 
 
+#: The stage of a rebuild in which it can no longer be cancelled.
+SWAP = "swap/"
+
+#: The fingerprint of records that were built by several versions of a transform's code.
+MIXED = "mixed"
+
+
 class JobKind(StrEnum):
     """What a job does.
 
@@ -153,10 +177,11 @@ class Job:
     With `sweep`, records and dead letters whose source is gone are removed first. `stage` is what is walked
     (empty: not begun; "scan": the source; "parked": the dead letters; else "transform/collection" of the
     records that are swept), and `after` holds the key behind which the next slice starts (empty: at the
-    beginning). `code` are the fingerprints of the transforms that the job began with. `gap` is the range of time
-    that is uncertain until the job is done, after the position was lost. `documents` were looked at, and records
-    `written` and `removed`; a crash may lose what the last slice counted. A `paused` job waits for an operator, and one
-    that was `cancelled` is done, as is one with a `failure`.
+    beginning), `until` the last one when a scan began: what is inserted behind it comes by the stream. `code` are the
+    fingerprints of the transforms that the job began with. `gap` is the range of time that is uncertain until the job
+    is done, after the position was lost. `documents` were looked at, and records `written` and `removed`; a crash may
+    lose what the last slice counted. A `paused` job waits for an operator, and one that was `cancelled` is done, as is
+    one with a `failure`.
 
     A backfill takes only documents that match `only`, if that is given. A replay reads the history behind the token
     in `after`, and `span` says from when until when. A rebuild reads several sources, `source` being the one at hand;
@@ -186,6 +211,7 @@ class Job:
     only: Mapping[str, Any] | None = None
     span: tuple[Timestamp, Timestamp] | None = None
     keep: bool = False
+    until: tuple[Any, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
 
 

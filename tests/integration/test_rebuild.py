@@ -100,7 +100,7 @@ def test_changed_code_goes_live(harness: Harness, alive: bool) -> None:  # noqa:
     entry = harness.databases.state.checkpoints.find_one({"_id": "default"})
     assert entry is not None
     assert entry["transforms"]["view"]["fingerprint"] == harness.registry.transforms["view"].fingerprint
-    assert entry["shadows"] == {}
+    assert entry["rebuilding"] is None
 
 
 @contextmanager
@@ -271,7 +271,7 @@ def test_a_rebuild_that_is_cancelled_leaves_nothing(harness: Harness) -> None:
             eventually(lambda: collections(harness) == {"orders_view", "codes"})
     entry = harness.databases.state.checkpoints.find_one({"_id": "default"})
     assert entry is not None
-    assert entry["shadows"] == {}
+    assert entry["rebuilding"] is None
 
 
 def test_a_shadow_that_somebody_dropped_is_noticed(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,13 +280,13 @@ def test_a_shadow_that_somebody_dropped_is_noticed(harness: Harness, monkeypatch
 
     swap, dropped = Rebuilds._swap, list[str]()
 
-    def interfere(self: Rebuilds, job: Any, name: str = "") -> Any:
+    def interfere(self: Rebuilds, job: Any) -> Any:
         if not dropped:
-            shadow = self._committer.checkpoint.shadows["codes"].name
+            shadow = self._committer.checkpoint.shadows["codes"]
             harness.databases.derived[shadow].drop()
             harness.databases.derived[shadow].insert_one({"_id": "foreign"})
             dropped.append(shadow)
-        return swap(self, job, name)
+        return swap(self, job)
 
     monkeypatch.setattr(Rebuilds, "_swap", interfere)
     with harness.assembled() as assembled:

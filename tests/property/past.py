@@ -36,7 +36,8 @@ def shown(derived: Database[Any]) -> Shown:
 class Past:
     """Every state that each document was in, and per owner the oldest one that may be shown now.
 
-    `codes` are the transforms that were ever plugged in: which of them built a record is not asked.
+    `codes` are the transforms that were ever plugged in: which of them built a record is not asked. While `lenient`,
+    one may have nothing: who is contested in a collection that was built anew is parked behind it.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class Past:
         self._codes: dict[str, dict[str, Transform]] = defaultdict(dict)
         self._oldest: dict[Owner, int] = {}
         self._torn: set[str] = set()
+        self.lenient = False
 
     def note(self, source: str, key: Any, document: dict[str, Any] | None) -> None:
         """Note that a document is like this now."""
@@ -57,11 +59,6 @@ class Past:
             self._codes[each.name][each.fingerprint] = each
         self._torn |= self._codes.keys() - present.keys()
 
-    def kept(self, owners: Iterable[Owner]) -> None:
-        """Note that a rebuild may have left out records of these, which are parked."""
-        for owner in owners:
-            self._oldest.pop(owner, None)
-
     def built(self, names: Iterable[str]) -> None:
         """Note that these transforms are whole again."""
         self._torn -= set(names)
@@ -72,7 +69,9 @@ class Past:
         for place, (owner, body) in records.items():
             owned[owner][place] = body
         for owner in owned.keys() | self._oldest.keys():
-            if owner.transform not in self._torn:
+            if self.lenient and owner not in owned:
+                self._oldest.pop(owner, None)
+            elif owner.transform not in self._torn:
                 self._oldest[owner] = self._state(owner, owned.get(owner, {}))
 
     def _state(self, owner: Owner, records: Records) -> int:

@@ -56,8 +56,11 @@ def first(wanted: Wanted, position: Position) -> Beginning:
     return Beginning(checkpoint, Start(token=position.token), jobs, [])
 
 
-def resumed(wanted: Wanted, before: Checkpoint, open_jobs: Sequence[Job] = ()) -> Beginning:
-    """Begin at a checkpoint; what was plugged in since gets its backfill, what changed is named."""
+def resumed(wanted: Wanted, before: Checkpoint, known_jobs: Sequence[Job] = ()) -> Beginning:
+    """Begin at a checkpoint; what was plugged in since gets its backfill, what changed is named.
+
+    `known_jobs` are those that are open, and rebuilds that were cancelled: the same is not asked for again.
+    """
     _refuse_other_source(wanted, before)
     known, plugged = before.transforms, wanted.transforms
     new = {
@@ -73,7 +76,7 @@ def resumed(wanted: Wanted, before: Checkpoint, open_jobs: Sequence[Job] = ()) -
     ]
     jobs = backfills(new, new, "new transform")
     if wanted.rebuild:
-        jobs += _rebuilds(wanted, [name for name in changed if kept[name].built], open_jobs)
+        jobs += _rebuilds(wanted, [name for name in changed if kept[name].built], known_jobs)
     freed = any(built.unplugged and not known[name].unplugged for name, built in kept.items())
     checkpoint, time = replace(before, transforms=kept | new, watched=wanted.watched), before.position.time
     if before.watched == wanted.watched:
@@ -81,15 +84,24 @@ def resumed(wanted: Wanted, before: Checkpoint, open_jobs: Sequence[Job] = ()) -
     return Beginning(checkpoint.seen(time), Start(time=time), jobs, changed, freed)
 
 
-def _rebuilds(wanted: Wanted, changed: Sequence[str], open_jobs: Sequence[Job]) -> list[Job]:
-    """Give the jobs that build anew what changed code fills, unless they are asked for."""
-    asked = {name for job in open_jobs if job.kind is JobKind.REBUILD for name in job.transforms}
-    wanting = [name for name in changed if name not in asked]
+def _rebuilds(wanted: Wanted, changed: Sequence[str], known_jobs: Sequence[Job]) -> list[Job]:
+    """Give the jobs that build anew what changed code fills, unless they are asked for or were cancelled."""
+    code = {name: each.fingerprint for name, each in wanted.transforms.items()}
+    asked = {
+        name
+        for job in known_jobs
+        for name in job.transforms
+        if job.kind is JobKind.REBUILD and (not job.done or job.code.get(name) == code.get(name))
+    }
     collections = {name: sorted(each.collections) for name, each in wanted.transforms.items()}
     return [
-        Job(None, JobKind.REBUILD, wanted.transforms[group[0]].source, group, CHANGED)
-        for group in groups(collections, wanting)
+        Job(None, JobKind.REBUILD, wanted.transforms[group[0]].source, group, CHANGED, code=_of(code, group))
+        for group in groups(collections, [name for name in changed if name not in asked])
     ]
+
+
+def _of(code: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: code[name] for name in names}
 
 
 def _refuse_other_source(wanted: Wanted, before: Checkpoint) -> None:
@@ -127,8 +139,7 @@ def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
         ahead=BEGINNING,
         epoch=before.epoch + 1,
         transforms=transforms,
-        shadows={},
-        swapping=False,
+        rebuilding=None,
     )
     plugged = [name for name in transforms if name in wanted.transforms]
     since, until = sorted((before.position.time, position.time))

@@ -1,6 +1,6 @@
 """Committing: what a batch yields, its dead letters and jobs, the checkpoint and last the fence, together."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,13 +11,20 @@ from pymongo.errors import OperationFailure
 from distributary.change import CollectionChange, Position, identity
 from distributary.derive.plan import Desired, Owner
 from distributary.derive.transform import Transform
-from distributary.engine import shadows as shadowing
 from distributary.engine.ahead import Overtaken
 from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
-from distributary.engine.shadows import along, live, written
-from distributary.ports import CheckpointStore, JobStore, LetterStore, ManyRefused, Outcome, Sink, TooMuch
+from distributary.ports import (
+    CheckpointStore,
+    Copied,
+    JobStore,
+    LetterStore,
+    ManyRefused,
+    Outcome,
+    Sink,
+    TooMuch,
+)
 from distributary.state import Built, Checkpoint, Job, JobKind, Letter, LetterKey, LetterKind, ParkedLetter
 
 #: What one transaction holds at most; more of a batch follows in others, before the position moves.
@@ -42,7 +49,8 @@ class Stores:
 class Work:
     """What is committed together; `retry` says that it was parked before, `due` what is to be tried again.
 
-    Where collections have shadows, records go into both, or into the shadows `alone`.
+    Where collections have shadows, records go into both, or into the shadows `alone`. `wanted` refuses to commit a job
+    that was cancelled.
     """
 
     desired: Sequence[Desired]
@@ -54,6 +62,11 @@ class Work:
     retry: bool = False
     due: Sequence[LetterKey] = ()
     alone: bool = False
+    wanted: bool = False
+
+
+class Unwanted(Exception):
+    """A job was cancelled before it was committed."""
 
 
 class Finished(NamedTuple):
@@ -90,9 +103,13 @@ class Committer:
         """The number of documents that are parked."""
         return len(self._parked)
 
-    def parked_keys(self, transform: str) -> list[Any]:
-        """Give the source keys that are parked for a transform."""
-        return [each.key.key for each in self._parked.values() if each.key.transform == transform]
+    def parked_keys(self, transform: str, *, contested: bool = True) -> list[Any]:
+        """Give the source keys that are parked for a transform, with those that are contested or without."""
+        return [
+            each.key.key
+            for each in self._parked.values()
+            if each.key.transform == transform and (contested or each.kind is not LetterKind.CONTESTED)
+        ]
 
     def begin(self, asked: Sequence[Job], *, freed: bool = False) -> None:
         """Commit the checkpoint that the worker starts from, with the jobs that it asks for.
@@ -151,18 +168,46 @@ class Committer:
         return outcome
 
     def progress(
-        self, job: Job, checkpoint: Checkpoint, asked: Sequence[Job] = (), due: Sequence[LetterKey] = ()
+        self,
+        job: Job,
+        checkpoint: Checkpoint,
+        asked: Sequence[Job] = (),
+        due: Sequence[LetterKey] = (),
+        *,
+        wanted: bool = False,
     ) -> None:
-        """Commit a job's progress and a checkpoint without any record."""
-        self._commit(Work([], [], checkpoint, asked, progress=job, due=due))
+        """Commit a job's progress and a checkpoint without any record; raises `Unwanted` if that matters."""
+        self._commit(Work([], [], checkpoint, asked, progress=job, due=due, wanted=wanted))
 
     def carry(self, job: Job, transform: str, keys: Sequence[Any]) -> None:
-        """Let parked documents have in the shadows what they have in the live collections, with the job's progress."""
-        shadows = {name: each.name for name, each in self.checkpoint.shadows.items()}
-        work = Work([], [], self.checkpoint, progress=job)
-        finishing = _Finishing(self, work)
-        self._stores.sink.carry(transform, keys, shadows, finishing)
+        """Let failing documents have in the shadows what they have in the live collections, with the job's progress."""
+        letters = [LetterKey(transform, key) for key in keys]
+
+        def still_parked(session: ClientSession) -> list[Any]:
+            return [each.key for each in self._stores.letters.still_parked(letters, session)]
+
+        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
+        try:
+            self._stores.sink.carry(transform, still_parked, self.checkpoint.shadows, finishing)
+        except TooMuch as error:
+            self.carry(job, transform, keys[: error.fit])
+            self.carry(job, transform, keys[error.fit :])
+        else:
+            self.checkpoint = finishing.checkpoint
+
+    def copy(self, job: Job, name: str, onto: str, limit: int) -> Job:
+        """Copy the next records of a collection, and give the job behind them; at the end nothing is behind."""
+        after = job
+
+        def finish(session: ClientSession, copied: Copied) -> None:
+            nonlocal after
+            after = replace(job, after=copied.after)
+            finishing(session, Outcome())
+
+        finishing = _Finishing(self, Work([], [], self.checkpoint), lambda: after)
+        self._stores.sink.copy(name, onto, job.after, limit, finish)
         self.checkpoint = finishing.checkpoint
+        return after
 
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
         """Commit parked documents that were derived again; gives how many are parked no more."""
@@ -197,9 +242,7 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
-        shadows = work.checkpoint.shadows
-        desired = shadowing.alone(work.desired, shadows) if work.alone else along(work.desired, shadows)
-        *parts, last = _parts(desired)
+        *parts, last = _parts(work.desired)
         outcome = Outcome()
         for part in parts:
             ahead = replace(self.checkpoint, ahead=work.checkpoint.ahead)
@@ -241,10 +284,12 @@ class Committer:
         entries = work.checkpoint.transforms
         outcome = self._stores.sink.write(
             work.desired,
-            written(entries, work.checkpoint.shadows, alone=work.alone),
+            {name: built.collections for name, built in entries.items()},
             finishing,
             work.foreign,
             [name for name, built in entries.items() if built.unplugged],
+            work.checkpoint.shadows,
+            alone=work.alone,
         )
         for key in finishing.resolved:
             self._parked.pop(_parked(key), None)
@@ -266,14 +311,16 @@ class Committer:
         rivalling = [self._parked[each].key for each in set(rivals.values())]
         self._stores.letters.make_due([*work.due, *rivalling], session)
         if outcome.released and any(each.kind is LetterKind.CONTESTED for each in self._parked.values()):
-            shadows = work.checkpoint.shadows
-            self._stores.letters.release(
-                [(live(name, shadows), key) for name, key in outcome.released], session
-            )
+            self._stores.letters.release(outcome.released, session)
         self._stores.jobs.ask(work.asked, session)
         if work.progress is not None:
-            self._stores.jobs.save(work.progress, session)
-        checkpoint = self._stores.checkpoints.save(work.checkpoint, self._fence, session)
+            saved = self._stores.jobs.save(work.progress, session)
+            if work.wanted and not saved:
+                raise Unwanted
+        checkpoint, rebuilding = work.checkpoint, work.checkpoint.rebuilding
+        if rebuilding is not None and outcome.contested_shadows:
+            checkpoint = replace(checkpoint, rebuilding=replace(rebuilding, contested=True))
+        checkpoint = self._stores.checkpoints.save(checkpoint, self._fence, session)
         return Finished(letters, resolved, checkpoint)
 
     def _resolved(self, desired: Iterable[Desired], lost: set[Owner]) -> list[LetterKey]:
@@ -310,7 +357,7 @@ class Committer:
     def _contested(self, work: Work, outcome: Outcome, rivals: Mapping[Owner, Owner]) -> Iterator[Letter]:
         """Give the letters of contested documents; a retry that finds a rival is done again with all and it."""
         for contest in outcome.contests:
-            place = (live(contest.place[0], work.checkpoint.shadows), contest.key)
+            place = (contest.place[0], contest.key)
             reason = f"yields {_name(*place)}, which source document {contest.holder.identity!r:.80} owns"
             letter = self._letter(
                 contest.desired, LetterKind.CONTESTED, f"{reason} ({contest.holder.transform})"
@@ -351,13 +398,15 @@ class Committer:
 class _Finishing:
     """The end of one transaction; called again when it is repeated, and then the last call counts."""
 
-    def __init__(self, committer: Committer, work: Work) -> None:
+    def __init__(self, committer: Committer, work: Work, progress: Callable[[], Job] | None = None) -> None:
         self._committer = committer
         self._work = work
+        self._progress = progress
         self._finished = Finished([], [], work.checkpoint)
 
     def __call__(self, session: ClientSession, outcome: Outcome) -> None:
-        self._finished = self._committer.finish(self._work, session, outcome)
+        work = self._work if self._progress is None else replace(self._work, progress=self._progress())
+        self._finished = self._committer.finish(work, session, outcome)
 
     @property
     def letters(self) -> list[Letter]:

@@ -2,18 +2,21 @@
 
 The stream is written to both, so that a shadow that was filled stays current. The scan fills shadows alone, so that
 readers see nothing of it. All that is remembered of it lies in the checkpoint and the job: a rebuild is gone on with
-by whoever holds the lease.
+by whoever holds the lease. What is done to whole collections is no part of a transaction; so it is committed under
+the fence before what will be done, and collections are known by their ids.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from uuid import UUID
 
+from distributary.derive.batch import is_storable
 from distributary.derive.transform import Transform
-from distributary.engine.commit import job_for
+from distributary.engine.commit import Unwanted, job_for
 from distributary.engine.slices import Slices
 from distributary.log import get_logger
-from distributary.ports import Contrast, JobStore, Shelf
-from distributary.state import Checkpoint, Job, JobKind, LetterKey, Shadow
+from distributary.ports import Contrast, Shelf
+from distributary.state import SWAP, Checkpoint, Job, JobKind, LetterKey, Rebuilding, Shadow
 
 log = get_logger()
 
@@ -26,9 +29,6 @@ SHADOW = "__rebuild_"
 #: What the name of a kept collection ends with.
 PREVIOUS = "__previous"
 
-#: The last stage of a rebuild.
-SWAP = "swap/"
-
 #: Kinds of jobs that build shadows.
 BUILDING = frozenset({JobKind.REBUILD, JobKind.UNDO})
 
@@ -39,26 +39,30 @@ class Rebuilds:
     def __init__(self, slices: Slices, shelf: Shelf, draw: Callable[[], str]) -> None:
         self._slices = slices
         self._committer = slices.committer
+        self._jobs = slices.stores.jobs
         self._shelf = shelf
         self._draw = draw
+        self._is_tidy = False
 
     def taken(self, job: Job) -> Job:
         """Give a rebuild as it is to be gone on with: anew when its code changed or its shadows are not there."""
         code = self._slices.code(job)
-        if job.kind is JobKind.DROP or (code == job.code and (job.stage == "" or self._has_shadows(job))):
+        if job.kind is JobKind.DROP or (code == job.code and job.stage and self._has_shadows(job)):
             return job
         documents = self._slices.derivation.documents
-        total = 2 * sum(documents.count(source) for source in self._sources(job))
-        return replace(job, code=code, stage="", after=(), documents=0, total=total, report={})
+        total = sum(documents.count(source) for source in self._sources(job))
+        return replace(job, code=code, stage="", after=(), until=(), documents=0, total=total, report={})
 
     def run(self, job: Job) -> Job:
         """Do the next slice of a rebuild; the same job when it has to wait for the stream."""
         if job.kind is JobKind.DROP:
             return self._drop_left_behind(job)
+        if failure := self._failure(job):
+            return self._failed(job, failure)
         if not job.stage:
             return self._begin(job)
-        if job.stage != SWAP and (failure := self._failure(job)):
-            return self._failed(job, failure)
+        if not self._has_shadows(job):
+            return self._anew(job)
         stage, _, name = job.stage.partition("/")
         steps: Mapping[str, Callable[[Job, str], Job | None]] = {
             "copy": self._keep,
@@ -66,29 +70,33 @@ class Rebuilds:
             "sweep": self._sweep,
             "scan": self._scan,
             "again": self._verify,
-            "carry": self._carry,
             "compare": self._compare,
             "settle": self._settle,
-            "swap": self._swap,
         }
         after = steps[stage](job, name)
         return self._advance(job) if after is None else after
 
-    def finish(self, jobs: Iterable[Job]) -> None:
+    def finish(self) -> None:
         """Finish a swap that was begun, before anything else is written; to be called when the tenure begins."""
-        if not self._committer.checkpoint.swapping:
+        rebuilding = self._committer.checkpoint.rebuilding
+        if rebuilding is None or not rebuilding.swapping:
             return
-        job = next((each for each in jobs if each.kind in BUILDING and each.stage == SWAP), None)
-        if job is None:  # it was cancelled
+        job = self._jobs.get(rebuilding.job)
+        if job is None:  # a hand removed it
             self._forget()
         else:
             self._swap(job)
 
-    def tidy(self, jobs: JobStore) -> None:
-        """Drop the shadows of a rebuild that was cancelled or failed."""
-        if self._committer.checkpoint.shadows and not any(job.kind in BUILDING for job in jobs.open()):
+    def tidy(self) -> None:
+        """Drop the shadows of a rebuild that was cancelled or failed, and once those that a crash left."""
+        rebuilding = self._committer.checkpoint.rebuilding
+        if rebuilding is not None:
+            job = self._jobs.get(rebuilding.job)
+            if job is None or job.done:
+                self._forget()
+        elif not self._is_tidy:
             self._forget()
-            self._drop_shadows()
+        self._is_tidy = True
 
     # --- what is built --------------------------------------------------------------------------------------
 
@@ -104,27 +112,34 @@ class Rebuilds:
         return [each for some in self._slices.derivation.transforms.values() for each in some]
 
     def _has_shadows(self, job: Job) -> bool:
-        return self._committer.checkpoint.shadows.keys() == set(self._collections(job))
+        """Whether the shadows that are written along are this job's, and all that it needs, and there."""
+        rebuilding = self._committer.checkpoint.rebuilding
+        if rebuilding is None or rebuilding.job != job.id:
+            return False
+        there = self._shelf.ids()
+        return rebuilding.shadows.keys() == set(self._collections(job)) and all(
+            there.get(each.name) == each.id for each in rebuilding.shadows.values()
+        )
 
     def _stages(self, job: Job) -> list[str]:
         collections, sources = self._collections(job), self._sources(job)
         undo = job.kind is JobKind.UNDO
-        seeded = [f"seed/{name}" for name in collections if undo]
-        swept = [f"sweep/{by}/{name}" for by in job.transforms for name in collections if undo]
         return [
-            *(f"copy/{name}" for name in collections if job.keep),
-            *seeded,
-            *swept,
+            *(f"copy/{name}" for name in collections if name in job.report.get("kept", {})),
+            *(f"seed/{name}" for name in collections if undo),
+            *(f"sweep/{by}/{name}" for by in job.transforms for name in collections if undo),
             *(f"scan/{source}" for source in sources),
             *(f"again/{source}" for source in sources),
-            *(f"carry/{name}" for name in job.transforms),
             *(f"compare/{name}" for name in collections),
             "settle/",
         ]
 
     def _advance(self, job: Job) -> Job:
         stages = self._stages(job)
-        return self._progress(replace(job, stage=stages[stages.index(job.stage) + 1], after=()))
+        following = stages[stages.index(job.stage) + 1]
+        return self._progress(
+            replace(job, stage=following, after=(), until=(), documents=_began(job, following))
+        )
 
     def _progress(self, job: Job, checkpoint: Checkpoint | None = None) -> Job:
         self._committer.progress(job, checkpoint or self._committer.checkpoint)
@@ -135,17 +150,24 @@ class Rebuilds:
     def _begin(self, job: Job) -> Job:
         """Make the shadows, and from then on write them along with the live collections."""
         self._forget()
-        self._drop_shadows()
-        if failure := self._failure(job):
-            return self._failed(job, failure)
-        collections = self._collections(job)
-        if job.keep:
-            for name in collections:
-                self._shelf.drop(f"{name}{PREVIOUS}")
-        names = {name: f"{name}{SHADOW}{self._draw()}" for name in collections}
-        shadows = {name: Shadow(shadow, self._shelf.make(shadow, name)) for name, shadow in names.items()}
-        checkpoint = replace(self._committer.checkpoint, shadows=shadows)
-        return self._progress(replace(job, stage=self._stages(job)[0], after=(), documents=0), checkpoint)
+        there, collections = self._shelf.ids(), self._collections(job)
+        made = {name: self._made(name) for name in collections}
+        kept = {name: self._made(name) for name in collections if job.keep and name in there}
+        report = {"kept": {name: [each.name, each.id] for name, each in kept.items()}} if kept else {}
+        begun = replace(job, after=(), documents=0, report=report)
+        begun = replace(begun, stage=self._stages(begun)[0])
+        rebuilding = Rebuilding(job.id, made)
+        return self._progress(begun, replace(self._committer.checkpoint, rebuilding=rebuilding))
+
+    def _made(self, name: str) -> Shadow:
+        shadow = f"{name}{SHADOW}{self._draw()}"
+        return Shadow(shadow, self._shelf.make(shadow, name))
+
+    def _anew(self, job: Job) -> Job:
+        """Begin again: somebody dropped a shadow."""
+        log.warning("shadow lost", transforms=list(job.transforms), next="everything is built anew")
+        self._forget()
+        return self._progress(replace(job, stage="", after=(), until=(), report={}))
 
     def _failure(self, job: Job) -> str:
         """Say why a rebuild cannot be, if so."""
@@ -164,9 +186,15 @@ class Rebuilds:
         unknown = sorted(set(job.transforms) - self._slices.code(job).keys())
         if unknown:
             return f"The worker runs without {', '.join(unknown)}."
-        missing = [name for name in self._collections(job) if self._shelf.id_of(f"{name}{PREVIOUS}") is None]
-        if job.kind is JobKind.UNDO and missing:
+        return self._undo_failure(job) if job.kind is JobKind.UNDO and not job.stage else ""
+
+    def _undo_failure(self, job: Job) -> str:
+        there, entries = self._shelf.ids(), self._committer.checkpoint.transforms
+        missing = [name for name in self._collections(job) if f"{name}{PREVIOUS}" not in there]
+        if missing:
             return f"Nothing was kept of {', '.join(missing)}: rebuild with --keep-previous keeps it."
+        if all(entries[name].fingerprint == code for name, code in self._slices.code(job).items()):
+            return "The present collections were built by the code that is plugged in: deploy the former code first."
         return ""
 
     def _has_records(self, job: Job, source: str) -> bool:
@@ -178,28 +206,29 @@ class Rebuilds:
     def _failed(self, job: Job, failure: str) -> Job:
         """End a rebuild that cannot be; what nobody asked for by hand is derived again in place instead."""
         log.error("rebuild failed", transforms=list(job.transforms), reason=failure)
-        instead = [job_for(self._committer.checkpoint, source, CHANGED) for source in self._sources(job)]
-        asked = instead if job.reason == CHANGED else []
+        checkpoint = self._committer.checkpoint
+        instead = [job_for(checkpoint, source, CHANGED) for source in self._sources(job)]
         done = replace(job, failure=failure, done=True)
-        self._committer.progress(done, self._committer.checkpoint, asked)
+        self._committer.progress(done, checkpoint, instead if job.reason == CHANGED else [])
         return done
 
     def _keep(self, job: Job, name: str) -> Job | None:
-        return self._copied(job, name, f"{name}{PREVIOUS}")
+        return self._copied(job, name, job.report["kept"][name][0])
 
     def _seed(self, job: Job, name: str) -> Job | None:
-        return self._copied(job, f"{name}{PREVIOUS}", self._committer.checkpoint.shadows[name].name)
+        return self._copied(job, f"{name}{PREVIOUS}", self._committer.checkpoint.shadows[name])
 
     def _copied(self, job: Job, name: str, onto: str) -> Job | None:
-        copied = self._shelf.copy(name, onto, job.after, self._slices.documents)
-        return self._progress(replace(job, after=copied.after)) if copied.after else None
+        after = self._committer.copy(job, name, onto, self._slices.documents)
+        return after if after.after else None
 
     def _sweep(self, job: Job, name: str) -> Job | None:
         """Remove what the shadow was seeded with of documents that are gone."""
         transform, _, collection = name.partition("/")
         source = self._committer.checkpoint.transforms[transform].source
-        shadow = self._committer.checkpoint.shadows[collection].name
-        return self._slices.sweep(replace(job, source=source), transform, shadow, alone=True)
+        shadow = self._committer.checkpoint.shadows[collection]
+        after = self._slices.sweep(replace(job, source=source), transform, shadow, alone=True)
+        return after if after is None or not after.done else self._failed(job, f"{source!r} went away.")
 
     def _scan(self, job: Job, source: str) -> Job | None:
         return self._slices.walk(replace(job, source=source), alone=True)
@@ -224,99 +253,135 @@ class Rebuilds:
             after = replace(after, report={**job.report, "verified": verified, "differing": differing})
         return replace(after, written=job.written, removed=job.removed)
 
-    def _carry(self, job: Job, transform: str) -> Job | None:
-        """Let documents that are parked keep the records that they had: they are tried again after the swap."""
-        keys = self._committer.parked_keys(transform)
-        for some in self._slices.chunks(keys):
-            self._committer.carry(job, transform, some)
-        return None
-
     def _compare(self, job: Job, name: str) -> Job | None:
         """Count what differs between the live collection and the one that takes its place."""
         found = Contrast(**job.report.get("collections", {}).get(name, {}))
-        shadow = self._committer.checkpoint.shadows[name].name
+        shadow = self._committer.checkpoint.shadows[name]
         compared = self._shelf.compare(name, shadow, job.after, self._slices.documents, found)
         collections = {**job.report.get("collections", {}), name: asdict(found)}
         after = replace(job, after=compared.after, report={**job.report, "collections": collections})
         return self._progress(after) if compared.after else self._advance(after)
 
     def _settle(self, job: Job, _: str) -> Job:
-        """Swap once shadows and live collections show the same time, and before anything else is written."""
-        checkpoint = self._committer.checkpoint
-        if checkpoint.ahead > checkpoint.position.time:
-            return job
-        for transform in job.transforms:
-            self._carry(job, transform)
-        return self._swap(self._progress(replace(job, stage=SWAP), replace(checkpoint, swapping=True)))
+        """Swap once shadows and live collections show the same time, and before anything else is written.
 
-    def _swap(self, job: Job, _: str = "") -> Job:
-        """Let the shadows take their places, each in one step, and note that the present code built them.
-
-        A shadow is known by its id: one that is not there any more was put in its place before, or was lost, and then
-        all is built anew.
+        Documents that cannot be derived keep the records that they had.
         """
         checkpoint = self._committer.checkpoint
-        for name, shadow in checkpoint.shadows.items():
-            if self._shelf.id_of(name) == shadow.id:
+        if checkpoint.ahead > checkpoint.position.time or checkpoint.rebuilding is None:
+            return job
+        for name in job.transforms:
+            keys = self._committer.parked_keys(name, contested=False)
+            for some in self._slices.chunks([key for key in keys if is_storable(key)]):
+                self._committer.carry(job, name, some)
+        swapping = replace(job, stage=SWAP, after=())
+        rebuilding = replace(self._committer.checkpoint.rebuilding or checkpoint.rebuilding, swapping=True)
+        try:
+            checkpoint = replace(self._committer.checkpoint, rebuilding=rebuilding)
+            self._committer.progress(swapping, checkpoint, wanted=True)
+        except Unwanted:
+            return replace(job)
+        return self._swap(swapping)
+
+    def _swap(self, job: Job) -> Job:
+        """Let the shadows take their places, each in one step, and note that the job's code built them.
+
+        What is there already was put there before a crash.
+        """
+        checkpoint = self._committer.checkpoint
+        assert checkpoint.rebuilding is not None
+        kept = {f"{name}{PREVIOUS}": Shadow(*each) for name, each in job.report.get("kept", {}).items()}
+        for name, shadow in {**checkpoint.rebuilding.shadows, **kept}.items():
+            there = self._shelf.ids()
+            if there.get(name) == shadow.id:
                 continue
-            if self._shelf.id_of(shadow.name) != shadow.id:
-                log.warning("shadow lost", collection=name, next="everything is built anew")
-                self._forget()
-                return self._progress(replace(job, stage="", after=(), report={}))
-            self._shelf.put(shadow.name, name)
-        code = self._slices.code(job)
-        for name, fingerprint in code.items():
+            if there.get(shadow.name) != shadow.id:
+                return self._anew(job)
+            self._shelf.put(shadow.name, shadow.id, name, there.get(name))
+        for name, fingerprint in job.code.items():
             entry = checkpoint.transforms[name]
-            checkpoint = checkpoint.with_built(name, replace(entry, fingerprint=fingerprint, built=True))
+            checkpoint = checkpoint.with_built(
+                name, replace(entry, fingerprint=fingerprint, built=not entry.unplugged)
+            )
         done = replace(job, done=True, stage="done", after=())
         due = [LetterKey(name, key) for name in job.transforms for key in self._committer.parked_keys(name)]
-        self._committer.progress(
-            done, replace(checkpoint, shadows={}, swapping=False), self._former(job, checkpoint), due
-        )
+        asked = self._following(job, checkpoint)
+        self._committer.progress(done, replace(checkpoint, rebuilding=None), asked, due)
         if job.kind is JobKind.UNDO:
-            for name in self._collections(job):
-                self._shelf.drop(f"{name}{PREVIOUS}")
+            self._drop(f"{name}{PREVIOUS}" for name in self._collections(job))
         log.info("rebuilt", transforms=list(job.transforms), collections=self._collections(job))
         return done
 
-    def _former(self, job: Job, checkpoint: Checkpoint) -> list[Job]:
-        """Give the jobs that remove what a transform left in a collection that only others name now."""
-        named = {name for each in self._plugged() for name in each.collections}
-        mine = set(self._collections(job))
-        left = [name for name in job.transforms if (checkpoint.transforms[name].collections - mine) & named]
-        sources = sorted({checkpoint.transforms[name].source for name in left})
-        return [job_for(checkpoint, source, "left by a rebuild") for source in sources]
+    def _following(self, job: Job, checkpoint: Checkpoint) -> list[Job]:
+        """Give the jobs that come behind a rebuild.
+
+        A transform may have left records in a collection that only others name now, and who was contested in a shadow
+        is parked only when it is derived in its place.
+        """
+        entries = {name: checkpoint.transforms[name] for name in job.transforms}
+        if checkpoint.rebuilding is not None and checkpoint.rebuilding.contested:
+            sources = {built.source for built in entries.values()}
+        else:
+            named = {name for each in self._plugged() for name in each.collections}
+            left = named - set(self._collections(job))
+            sources = {built.source for built in entries.values() if built.collections & left}
+        return [job_for(checkpoint, source, "behind a rebuild") for source in sorted(sources)]
 
     # --- leaving nothing behind -----------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        """Write shadows no longer."""
-        checkpoint = self._committer.checkpoint
-        if checkpoint.shadows:
-            self._committer.save(replace(checkpoint, shadows={}, swapping=False))
+        """Write shadows no longer, and drop those that earlier rebuilds of this worker left.
 
-    def _drop_shadows(self) -> None:
-        """Drop what earlier rebuilds of this worker left."""
-        mine = {
-            name for built in self._committer.checkpoint.transforms.values() for name in built.collections
-        }
-        for name in self._shelf.names():
-            collection, found, _ = name.rpartition(SHADOW)
-            if found and collection in mine:
-                self._shelf.drop(name)
+        Which they are is looked up before the fence is, so that a holder that was overtaken meanwhile drops nothing of
+        the next one's.
+        """
+        checkpoint, there = self._committer.checkpoint, self._shelf.ids()
+        claimed = self._slices.stores.checkpoints.claimed(checkpoint.worker)
+        written = {name for built in checkpoint.transforms.values() for name in built.collections}
+        left = {name: known for name, known in there.items() if _shadowed(name) in written - claimed.keys()}
+        if checkpoint.rebuilding is not None or left:
+            self._committer.save(replace(checkpoint, rebuilding=None))
+        for name, known in left.items():
+            self._shelf.drop(name, known)
+
+    def _drop(self, names: Iterable[str]) -> None:
+        there = self._shelf.ids()
+        for name in names:
+            if name in there:
+                self._shelf.drop(name, there[name])
 
     def _drop_left_behind(self, job: Job) -> Job:
-        """Drop the collections that no transform names any more, and forget who wrote them."""
-        checkpoint, checkpoints = self._committer.checkpoint, self._slices.stores.checkpoints
+        """Drop the collections that no transform names any more, and forget who wrote them.
+
+        What is dropped is committed before: a holder that was overtaken cannot drop what was made anew meanwhile.
+        """
+        checkpoint, there = self._committer.checkpoint, self._shelf.ids()
         named = {name for each in self._plugged() for name in each.collections}
-        left = checkpoint.left_behind(named | checkpoints.claimed(checkpoint.worker).keys())
-        gone = [name for name in left if name in job.keys]
-        for name in gone:
-            self._shelf.drop(name)
+        claimed = self._slices.stores.checkpoints.claimed(checkpoint.worker)
+        if not job.stage:
+            left = [name for name in checkpoint.left_behind(named | claimed.keys()) if name in job.keys]
+            report = {"dropped": left, "ids": {name: there[name] for name in left if name in there}}
+            return self._progress(replace(job, stage="drop/", report=report))
+        dropped: list[str] = [name for name in job.report["dropped"] if name not in named]
+        ids: Mapping[str, UUID] = job.report["ids"]
+        for name in dropped:
+            if name in ids:
+                self._shelf.drop(name, ids[name])
         for name, built in checkpoint.transforms.items():
             checkpoint = checkpoint.with_built(
-                name, replace(built, collections=built.collections - set(gone))
+                name, replace(built, collections=built.collections - set(dropped))
             )
-        log.info("dropped", collections=gone)
-        done = replace(job, done=True, keys=(), report={"dropped": gone})
+        log.info("dropped", collections=dropped)
+        done = replace(job, done=True, keys=(), documents=len(dropped), report={"dropped": dropped})
         return self._progress(done, checkpoint)
+
+
+def _began(job: Job, following: str) -> int:
+    """Give the documents that count as done when a stage begins: the verification counts anew."""
+    begins = following.startswith("again/") and not job.stage.startswith("again/")
+    return 0 if begins else job.documents
+
+
+def _shadowed(name: str) -> str:
+    """Give the collection that a shadow belongs to, going by its name; nothing for another collection."""
+    return name.rpartition(SHADOW)[0]

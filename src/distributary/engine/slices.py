@@ -70,7 +70,7 @@ class Slices:
         if job.kind is JobKind.DERIVE or code == job.code:
             return job
         total = job.total if job.only else self.derivation.documents.count(job.source)
-        return replace(job, code=code, stage="", after=(), documents=0, total=total)
+        return replace(job, code=code, stage="", after=(), until=(), documents=0, total=total)
 
     def run(self, job: Job) -> Job:
         """Do the next slice of a job and give the job as it is then."""
@@ -78,7 +78,7 @@ class Slices:
             return self._derive(job)
         stages = self._stages(job)
         if job.stage not in stages:
-            job = replace(job, stage=stages[0], after=())
+            job = replace(job, stage=stages[0], after=(), until=())
         if job.stage == PARKED:
             return self._sweep_parked(job)
         return self._scan(job) if job.stage == SCAN else self._sweep(job)
@@ -118,6 +118,10 @@ class Slices:
     def _is_kept(self, source: str) -> bool:
         return not self.purge and not self.derivation.documents.exists(source)
 
+    def _end(self, job: Job, at: Timestamp | None) -> tuple[Sequence[Any], Snapshot]:
+        """Read the last document of a scan; it may be gone."""
+        return job.until, self.derivation.documents.fetch(job.source, job.until, at, job.only)
+
     def _scan(self, job: Job) -> Job:
         """Derive the next documents."""
         after = self.walk(job)
@@ -128,7 +132,7 @@ class Slices:
 
         `alone` writes shadows only.
         """
-        overtaken = self.committer.overtaken
+        job, overtaken = self._bounded(job), self.committer.overtaken
         if self._ahead is None or self._of != (job.id, job.stage) or overtaken.torn:
             self.close()
             overtaken.begin()
@@ -141,8 +145,16 @@ class Slices:
 
     def walk_at(self, job: Job, at: Timestamp, *, alone: bool) -> Job | None:
         """Read and commit the next slice as of a time, or as of the newest one if that is gone; None at the end."""
+        job = self._bounded(job)
         part = next(self._read(job, at), None)
         return None if part is None else self._put(job, part, alone=alone)
+
+    def _bounded(self, job: Job) -> Job:
+        """Give a scan that begins its end: what is inserted behind that comes by the stream."""
+        if job.after or job.until:
+            return job
+        last = self.derivation.documents.last(job.source)
+        return replace(job, until=last) if last and is_storable(last[0]) else job
 
     def _put(self, job: Job, part: Slice, *, alone: bool) -> Job:
         """Commit a slice of a scan, and learn how many documents the next one should have."""
@@ -162,8 +174,10 @@ class Slices:
         Where no key of a slice can be encoded, the next slice starts behind the same key and leaves them out.
         """
         skip = 0
-        while True:
+        while not _is_at(job.after, job.until):
             keys, snapshot = self._next(job, skip, at)
+            if not keys and job.until:
+                keys, snapshot = self._end(job, at)
             if not keys:
                 return
             behind = _behind(keys)
@@ -187,9 +201,9 @@ class Slices:
         """Read the next documents that a job takes; gives the keys that were looked at, none at the end."""
         documents = self.derivation.documents
         if job.only is None:
-            snapshot = documents.scan(job.source, job.after, self.documents, skip, at)
+            snapshot = documents.scan(job.source, job.after, self.documents, skip, at, job.until)
             return snapshot.keys, snapshot
-        looked = documents.keys(job.source, job.after, self.documents, skip)
+        looked = documents.keys(job.source, job.after, self.documents, skip, job.until)
         keys = looked.keys
         readable = [key for key in keys if is_storable(key)]
         if not readable:
@@ -272,7 +286,7 @@ class Slices:
         following = stages[stages.index(job.stage) + 1 :]
         if not following:
             return self._finish(job)
-        after = replace(job, stage=following[0], after=())
+        after = replace(job, stage=following[0], after=(), until=())
         self.committer.job(after, shown, [])
         return after
 
@@ -305,3 +319,8 @@ class Slices:
 def _behind(keys: Sequence[Any]) -> tuple[Any, ...]:
     """Give the last key that a slice can start behind; nothing without one."""
     return next(((key,) for key in reversed(keys) if is_storable(key)), ())
+
+
+def _is_at(after: tuple[Any, ...], until: tuple[Any, ...]) -> bool:
+    """Whether a scan has reached its end."""
+    return bool(after and until) and identity(after[0]) == identity(until[0])

@@ -184,7 +184,8 @@ class Worker:
         if self._lost:
             return begin.lost(self._wanted, before, source.open(Start()))
         self._refuse_shared()
-        beginning = begin.resumed(self._wanted, before, self._parts.stores.jobs.open())
+        jobs = self._parts.stores.jobs
+        beginning = begin.resumed(self._wanted, before, [*jobs.open(), *jobs.declined()])
         if before.position.time > self._parts.newest():
             raise PositionLost(
                 f"The position ({before.position.time.as_datetime():%Y-%m-%d %H:%M:%S} UTC) lies in the source's "
@@ -248,7 +249,7 @@ class _Tail:
 
     def run(self, goal: Goal) -> None:
         """Commit batches and slices until the goal or the stop event; the position is saved at the end."""
-        self._rebuilds.finish(self._stores.jobs.open())
+        self._rebuilds.finish()
         self._pipeline.start()
         try:
             while not self._stop.is_set() and not self._done(goal):
@@ -349,7 +350,7 @@ class _Tail:
         job = self._stores.jobs.next()
         self._job = job and self._carrier(job).taken(job)
         if job is None or job.kind not in BUILDING:
-            self._rebuilds.tidy(self._stores.jobs)
+            self._rebuilds.tidy()
         if self._job is None:
             self._retry()
 

@@ -48,7 +48,7 @@ SAMPLE_BYTES = 32 * 1024 * 1024
 BETWEEN_RUNS = 1.1
 
 _STATE = (CHECKPOINTS, JOBS, LEASES, LETTERS)
-_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+_RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
 class Level(StrEnum):

@@ -28,7 +28,7 @@ from distributary.sink.mongo import read_records
 from distributary.state import Checkpoint
 from distributary.store.checkpoints import Checkpoints
 
-_RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+_RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
 class State(StrEnum):

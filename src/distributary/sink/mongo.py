@@ -4,19 +4,24 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bson import MaxKey, MinKey, Regex, decode_all, encode
+from bson.codec_options import CodecOptions
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
+from pymongo.errors import OperationFailure
 
-from distributary.change import CODEC, identity
+from distributary.change import CODEC, Identity, identity
 from distributary.derive.batch import is_storable
-from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
+from distributary.derive.plan import Desired, Owner, Plan, Stored, Write, reconcile, stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
-from distributary.excerpt import excerpt
-from distributary.ports import Finish, ManyRefused, Outcome, TooMuch
+from distributary.derive.shadows import shadowed, written
+from distributary.excerpt import excerpt, key_of
+from distributary.ports import Copied, Finish, FinishCopy, ManyRefused, Outcome, TooMuch
 from distributary.sink.familiar import Familiar
 from distributary.sink.transaction import transact
 
@@ -46,6 +51,8 @@ LEARN_BYTES = 32 * 1024 * 1024
 DECODE_BYTES = 4 * 1024 * 1024
 
 _DUPLICATE_KEY = 11000
+
+_RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 Document = dict[str, Any]
 
@@ -101,6 +108,22 @@ def _looked_at(document: bytes) -> Document:
     return excerpt(document, ("_id", ENGINE_FIELD))
 
 
+def _undisputed(
+    owners: Mapping[Owner, Any], records: Mapping[Place, Stored], holders: Mapping[Place, Owner | None]
+) -> dict[Owner, Any]:
+    """Leave out owners of which a place is held by someone who stays there."""
+    left = dict(owners)
+    while True:
+        disputed = {
+            each.owner
+            for place, each in records.items()
+            if each.owner in left and place in holders and holders[place] not in left
+        }
+        if not disputed:
+            return left
+        left = {owner: key for owner, key in left.items() if owner not in disputed}
+
+
 def _documents(batch: bytes) -> Iterator[bytes]:
     """Cut a batch into documents; each begins with its length (bsonspec.org)."""
     start = 0
@@ -143,6 +166,8 @@ class _Attempt:
     desired: list[Desired]
     foreign: Sequence[tuple[str, Any]]
     unplugged: Collection[str]
+    shadows: Mapping[str, str]
+    alone: bool
     by_key: bool = False
     apart: bool = False
     refused: list[tuple[Desired, str]] = field(default_factory=list)
@@ -157,7 +182,7 @@ class _Attempt:
         if refusal.unique and not self.apart:
             self.apart = True
             return
-        culprit = refusal.desired
+        culprit = next(item for item in self.desired if item.owner == refusal.desired.owner)
         self.refused.append((culprit, refusal.reason))
         self.desired = [item for item in self.desired if item is not culprit]
 
@@ -185,8 +210,13 @@ class MongoSink:
         finish: Finish,
         foreign: Sequence[tuple[str, Any]] = (),
         unplugged: Collection[str] = (),
+        shadows: Mapping[str, str] = MappingProxyType({}),
+        *,
+        alone: bool = False,
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield; durable on return.
+
+        The same is done in the shadows of collections, or there alone; each side is planned for itself.
 
         A document whose records MongoDB refuses (too large, a unique index of the user's, a validator) is
         taken out and the batch repeated, until those documents stand alone in the outcome.
@@ -194,7 +224,7 @@ class MongoSink:
         still are such are removed first. Raises `TooMuch` when what is stored for several documents is more than
         may be held, and `ManyRefused`.
         """
-        attempt = _Attempt(list(desired), foreign, unplugged)
+        attempt = _Attempt(list(desired), foreign, unplugged, shadows, alone)
         while True:
             try:
                 return transact(self._session, lambda: self._transact(attempt, collections, finish))
@@ -216,40 +246,103 @@ class MongoSink:
         found = self._database[collection].find(query, {"_src.key": 1, "_id": 0}, limit=limit)
         return [each["_src"]["key"] for each in found.hint(OWNER_INDEX).min(_pairs(low)).max(_pairs(high))]
 
-    def carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str], finish: Finish) -> None:
+    def carry(
+        self,
+        transform: str,
+        keys: Callable[[ClientSession], Sequence[Any]],
+        shadows: Mapping[str, str],
+        finish: Finish,
+    ) -> None:
         """Let documents have in the shadows what they have in the collections that are shadowed, in one transaction.
 
-        One whose keys another document has in a shadow is left there as it is.
+        One whose keys another document has in a shadow is left there as it is. Raises `TooMuch` when the records of
+        several documents are more than may be held.
         """
 
         def work() -> None:
-            for some in _chunks(keys, QUERY_KEYS):
+            for some in _chunks(keys(self._session), QUERY_KEYS):
                 self._carry(transform, some, shadows)
             finish(self._session, Outcome())
 
         transact(self._session, work)
 
     def _carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str]) -> None:
-        left = {identity(key): key for key in keys}
-        records: dict[str, list[Stored]] = {}
+        query = {"_src.by": transform, "_src.key": {"$in": list(keys)}}
+        records: dict[Place, Stored] = {}
         for collection, shadow in shadows.items():
-            query = {"_src.by": transform, "_src.key": {"$in": list(keys)}}
-            records[shadow] = list(read_records(self._database, collection, query, self._session))
-            taken = {"_id": {"$in": [each.key for each in records[shadow]]}}
-            others = {
-                each.place[1]
-                for each in read_records(self._database, shadow, taken, self._session)
-                if each.owner is None or each.owner.transform != transform or each.owner.identity not in left
-            }
-            for each in records[shadow]:
-                if each.place[1] in others and each.owner is not None:
-                    left.pop(each.owner.identity, None)
-        for shadow, some in records.items():
+            for each in read_records(self._database, collection, query, self._session):
+                records[shadow, each.place[1]] = each
+                if sum(len(known.raw) for known in records.values()) > LEARN_BYTES and len(keys) > 1:
+                    raise TooMuch(len(keys) // 2)
+        holders = self._holders(records)
+        left = _undisputed({Owner(transform, identity(key)): key for key in keys}, records, holders)
+        for shadow in shadows.values():
             mine = {"_src.by": transform, "_src.key": {"$in": list(left.values())}}
             self._database[shadow].delete_many(mine, session=self._session)
-            copied = [RawDocument(each.raw) for each in some if each.owner and each.owner.identity in left]
-            if copied:
-                self._database[shadow].insert_many(copied, session=self._session)
+            copied = [
+                each.raw for place, each in records.items() if place[0] == shadow and each.owner in left
+            ]
+            for some in _chunks(copied, COMMAND_WRITES):
+                self._put(shadow, some)
+
+    def _holders(self, records: Mapping[Place, Stored]) -> dict[Place, Owner | None]:
+        """Read who has these places of shadows now."""
+        holders: dict[Place, Owner | None] = {}
+        for shadow, keys in _grouped([(place[0], each.key) for place, each in records.items()]):
+            for some in _chunks(keys, QUERY_KEYS):
+                for each in read_records(self._database, shadow, {"_id": {"$in": some}}, self._session):
+                    holders[each.place] = each.owner
+        return holders
+
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
+        """Copy the next records in key order into another collection, in one transaction with `finish`.
+
+        What lies under their keys already stays. Fewer than `limit` are copied where they are large.
+        """
+
+        def work() -> Copied:
+            query = {"_id": {"$ne": after[0]}} if after else {}
+            source: Any = self._database.get_collection(name, _RAW)
+            found = source.find(query, limit=limit, session=self._session).hint([("_id", 1)]).sort("_id", 1)
+            records: dict[Identity, bytes] = {}
+            last: tuple[Any, ...] = ()
+            size = 0
+            for each in found.min([("_id", after[0])]) if after else found:
+                raw = bytes(each.raw)
+                key, size = key_of(raw), size + len(raw)
+                last = (key,)
+                records[identity(key)] = raw
+                if size > LEARN_BYTES:
+                    break
+            copied = Copied(len(records), last)
+            keys = [key_of(raw) for raw in records.values()]
+            there = self._database[onto].find({"_id": {"$in": keys}}, {"_id": 1}, session=self._session)
+            for each in there:
+                records.pop(identity(each["_id"]), None)
+            self._put(onto, list(records.values()))
+            finish(self._session, copied)
+            return copied
+
+        return transact(self._session, work)
+
+    def _put(self, collection: str, records: Sequence[bytes]) -> None:
+        """Insert records as they are, in commands that keep the bounds."""
+        some: list[Any] = []
+        size = 0
+        for raw in records:
+            if some and (len(some) >= COMMAND_WRITES or size + len(raw) > COMMAND_BYTES):
+                self._insert(collection, some)
+                some, size = [], 0
+            some.append(RawDocument(raw))
+            size += len(raw) + STATEMENT_BYTES
+        if some:
+            self._insert(collection, some)
+
+    def _insert(self, collection: str, documents: Sequence[Any]) -> None:
+        command = {"insert": collection, "ordered": True, "documents": list(documents)}
+        reply = self._database.command(command, session=self._session)
+        if errors := reply.get("writeErrors"):
+            raise OperationFailure(errors[0]["errmsg"], errors[0]["code"], errors[0])
 
     # --- one attempt, inside the transaction ----------------------------------------------------------------
 
@@ -257,15 +350,26 @@ class MongoSink:
         self, attempt: _Attempt, collections: Mapping[str, Collection[str]], finish: Finish
     ) -> Outcome:
         removed = self._remove_foreign(attempt, collections)
-        known = _within(self._learn(attempt.desired, collections), attempt.desired)
-        if attempt.by_key:
-            known += _within(self._learn_keys(attempt.desired), attempt.desired)
-        with self._first:
-            plan = reconcile(attempt.desired, known, attempt.unplugged)
-        self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
-        outcome = _outcome(plan, removed, attempt.refused)
+        live = Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections)
+        outcome = _outcome(live, removed, attempt.refused)
+        if attempt.shadows:
+            places = written(collections, attempt.shadows)
+            plan = self._planned(attempt, shadowed(attempt.desired, attempt.shadows), places)
+            outcome += _shadow_outcome(plan)
         finish(self._session, outcome)
         return outcome
+
+    def _planned(
+        self, attempt: _Attempt, desired: Sequence[Desired], collections: Mapping[str, Collection[str]]
+    ) -> Plan:
+        """Plan what makes some collections equal to what documents yield, and write it."""
+        known = _within(self._learn(desired, collections), desired)
+        if attempt.by_key:
+            known += _within(self._learn_keys(desired), desired)
+        with self._first:
+            plan = reconcile(desired, known, attempt.unplugged)
+        self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
+        return plan
 
     def _learn(
         self, desired: Iterable[Desired], collections: Mapping[str, Collection[str]]
@@ -387,6 +491,12 @@ def _outcome(plan: Plan, foreign: list[tuple[str, Any]], refused: list[tuple[Des
         refused=list(refused),
         released=deleted + foreign,
     )
+
+
+def _shadow_outcome(plan: Plan) -> Outcome:
+    """Give what was done in shadows; what is free there, nobody waits for."""
+    outcome = _outcome(plan, [], [])
+    return Outcome(outcome.inserted, outcome.replaced, outcome.removed, contested_shadows=len(plan.contests))
 
 
 def _grouped(places: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, list[Any]]]:

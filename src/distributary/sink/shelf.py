@@ -1,19 +1,20 @@
-"""Whole derived collections: made, copied, compared, put in another's place and dropped."""
+"""Whole derived collections: made, compared, put in another's place and dropped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from bson import encode
+from bson import MinKey, encode
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import WriteConcern
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError, CollectionInvalid
+from pymongo.errors import OperationFailure
 
 from distributary.change import CODEC, identity
 from distributary.derive.records import ENGINE_FIELD
+from distributary.errors import CheckpointMoved
 from distributary.excerpt import key_of
 from distributary.ports import Contrast, Copied
 from distributary.sink.collections import Indexes, prepare
@@ -23,55 +24,76 @@ RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDo
 #: Where the engine's field begins in a record; it is the last one.
 _ENGINE_ELEMENT = b"\x03" + ENGINE_FIELD.encode() + b"\0"
 
-_DUPLICATE_KEY = 11000
+#: NamespaceNotFound, NamespaceExists, CollectionUUIDMismatch.
+_MOVED = frozenset({26, 48, 361})
 
 
 class MongoShelf:
     """The collections of one derived database; `indexes` are those of the declared ones.
 
-    Nothing here is part of a transaction: who calls it makes sure that doing it again does no harm.
+    Nothing here is part of a transaction, and so not fenced: what is replaced or dropped is known by its id.
     """
 
     def __init__(self, derived: Database[Any], indexes: Mapping[str, Indexes]) -> None:
         self._database = derived.with_options(codec_options=CODEC, write_concern=WriteConcern("majority"))
         self._indexes = indexes
 
+    def ids(self) -> dict[str, UUID]:
+        """Give all collections with their ids, which they keep when they are renamed."""
+        return {each["name"]: UUID(bytes=bytes(each["info"]["uuid"])) for each in self._collections()}
+
+    def _collections(self) -> Iterator[Mapping[str, Any]]:
+        return (each for each in self._database.list_collections() if each["type"] == "collection")
+
     def make(self, name: str, like: str) -> UUID:
-        """Create an empty collection with the indexes of a declared one, over what is there; gives its id."""
-        self.drop(name)
+        """Create an empty collection with the options and indexes of another and those that are declared for it.
+
+        Those of an operator's hand are among them: validators, indexes of other users of the collection.
+        """
+        options: Mapping[str, Any] = next(
+            (each["options"] for each in self._collections() if each["name"] == like), {}
+        )
+        self._database.create_collection(name, **options, check_exists=False)
         prepare(self._database, [(name, self._indexes.get(like, ()))])
-        found = self.id_of(name)
-        if found is None:
-            raise CollectionInvalid(f"{name} was dropped while it was made")
-        return found
+        there = {tuple(each["key"].items()) for each in self._database[name].list_indexes()}
+        others = [
+            {part: value for part, value in each.items() if part not in {"v", "ns"}}
+            for each in self._database[like].list_indexes()
+            if tuple(each["key"].items()) not in there
+        ]
+        if others:
+            self._database.command("createIndexes", name, indexes=others)
+        return self.ids()[name]
 
-    def id_of(self, name: str) -> UUID | None:
-        """Give a collection's id, which it keeps when it is renamed; None when there is none of this name."""
-        found = next(iter(self._database.list_collections(filter={"name": name})), None)
-        return UUID(bytes=bytes(found["info"]["uuid"])) if found else None
+    def put(self, name: str, known: UUID, onto: str, over: UUID | None) -> None:
+        """Let a collection take another one's place in one step of the server.
 
-    def put(self, name: str, onto: str) -> None:
-        """Let a collection take another one's place in one step of the server."""
-        self._database[name].rename(onto, dropTarget=True)
+        Raises `CheckpointMoved` when one of the names does not have the given id any more.
+        """
+        command = {
+            "renameCollection": f"{self._database.name}.{name}",
+            "to": f"{self._database.name}.{onto}",
+            "dropTarget": over or False,
+            "collectionUUID": known,
+            "writeConcern": {"w": "majority"},
+        }
+        try:
+            self._database.client.admin.command(command, codec_options=CODEC)
+        except OperationFailure as error:
+            if error.code not in _MOVED:
+                raise
+            raise CheckpointMoved(
+                f"Collection {name!r} is not what it was any more.", "The checkpoint is loaded again."
+            ) from error
 
-    def drop(self, name: str) -> None:
-        """Drop a collection if it is there."""
-        self._database.drop_collection(name)
-
-    def names(self) -> list[str]:
-        """Give the names of all collections."""
-        return self._database.list_collection_names()
-
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int) -> Copied:
-        """Copy the next records in key order; what lies under their keys already stays."""
-        records = self._next(name, after, limit)
-        if records:
-            try:
-                self._database[onto].insert_many(map(RawBSONDocument, records), ordered=False)
-            except BulkWriteError as error:
-                if any(each["code"] != _DUPLICATE_KEY for each in error.details["writeErrors"]):
-                    raise
-        return Copied(len(records), _behind(records))
+    def drop(self, name: str, known: UUID) -> None:
+        """Drop a collection if it is there and has this id."""
+        try:
+            command = {"drop": name, "collectionUUID": known, "writeConcern": {"w": "majority"}}
+            self._database.command(command, codec_options=CODEC)
+        except OperationFailure as error:
+            if error.code not in _MOVED:
+                raise
 
     def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Copied:
         """Hold the next records of two collections in key order against each other, and count in `found`.
@@ -103,8 +125,8 @@ class MongoShelf:
             found = found.min([("_id", after[0])])
         if until:
             found = found.max([("_id", until[0])])
-        records = [bytes(each.raw) for each in found]
-        if until and len(records) < limit:
+        records = [] if until and isinstance(until[0], MinKey) else [bytes(each.raw) for each in found]
+        if until and len(records) < limit and until != after:
             records += [bytes(each.raw) for each in collection.find({"_id": until[0]})]
         return records
 

@@ -17,7 +17,7 @@ from distributary.change import CODEC
 from distributary.ports import Encoded, Snapshot, TooMuch
 from distributary.state import BEGINNING
 
-RAW: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 #: SnapshotTooOld, SnapshotUnavailable: the server no longer keeps the state of that cluster time.
 GONE_SNAPSHOT = frozenset({239, 246})
@@ -101,23 +101,31 @@ class Documents:
         limit: int,
         skip: int = 0,
         at: Timestamp | None = None,
+        until: tuple[Any, ...] = (),
     ) -> Snapshot:
         """Read at most `limit` documents behind the key in `after` and `skip` more, in BSON order of mixed types.
 
-        As of `at` or the newest time, as in `fetch`. No documents means that the end is reached. One reply is read, of
-        at most 16 MB, so that fewer documents than `limit` say nothing.
+        As of `at` or the newest time, as in `fetch`. No documents means that the end is reached, or the key in `until`.
+        One reply is read, of at most 16 MB, so that fewer documents than `limit` say nothing.
         """
         limit = min(limit, self._scanned.get(collection, limit))
-        time, documents = self._read(collection, _in_order(after, limit, skip), at)
+        time, documents = self._read(collection, _in_order(after, limit, skip, until), at)
         assert isinstance(documents, Encoded)
         fit = documents.fit(self._most)
         self._scanned[collection] = fit if fit < len(documents) else 2 * limit
         return Snapshot(time, documents[:fit])
 
-    def keys(self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0) -> Snapshot:
+    def keys(
+        self, collection: str, after: tuple[Any, ...], limit: int, skip: int = 0, until: tuple[Any, ...] = ()
+    ) -> Snapshot:
         """Read the next keys in their order as `scan` does: documents of `_id` only."""
-        query = _in_order(after, limit, skip) | {"projection": {"_id": 1}}
+        query = _in_order(after, limit, skip, until) | {"projection": {"_id": 1}}
         return Snapshot(*self._find(collection, query))
+
+    def last(self, collection: str) -> tuple[Any, ...]:
+        """Give the last key in its order; nothing without one."""
+        query = {"hint": {"_id": 1}, "sort": {"_id": -1}, "limit": 1, "projection": {"_id": 1}}
+        return tuple(self._find(collection, query)[1].keys())
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
         """Read which of these keys exist: documents of `_id` only."""
@@ -175,11 +183,16 @@ class Documents:
                     self._database.command("killCursors", collection, cursors=[cursor_id], session=session)
 
 
-def _in_order(after: tuple[Any, ...], limit: int, skip: int) -> Document:
-    """Give the query of a slice in key order; `min` bounds the index whatever the key's type, which `$gt` would not."""
+def _in_order(after: tuple[Any, ...], limit: int, skip: int, until: tuple[Any, ...]) -> Document:
+    """Give the query of a slice in key order.
+
+    `min` and `max` bound the index whatever the key's type, which `$gt` would not.
+    """
     query: Document = {"hint": {"_id": 1}, "sort": {"_id": 1}, "singleBatch": True}
     if after:
         query |= {"min": {"_id": after[0]}, "filter": {"_id": {"$ne": after[0]}}}
+    if until:
+        query |= {"max": {"_id": until[0]}}
     return query | {"skip": skip, "limit": limit, "batchSize": limit}
 
 

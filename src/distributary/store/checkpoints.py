@@ -13,7 +13,7 @@ from pymongo.read_concern import ReadConcern
 
 from distributary.change import CODEC, Position
 from distributary.errors import CheckpointMoved, Failed, LeaseLost
-from distributary.state import BEGINNING, FORMAT, Built, Checkpoint, Shadow, SourceIdentity
+from distributary.state import BEGINNING, FORMAT, Built, Checkpoint, Rebuilding, Shadow, SourceIdentity
 
 CHECKPOINTS = "checkpoints"
 
@@ -36,8 +36,16 @@ def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
         "transforms": {name: _built_document(built) for name, built in checkpoint.transforms.items()},
         "detached": dict(checkpoint.detached),
         "revision": checkpoint.revision,
-        "shadows": {name: shadow._asdict() for name, shadow in checkpoint.shadows.items()},
-        "swapping": checkpoint.swapping,
+        "rebuilding": checkpoint.rebuilding and _rebuilding_document(checkpoint.rebuilding),
+    }
+
+
+def _rebuilding_document(rebuilding: Rebuilding) -> dict[str, Any]:
+    return {
+        "job": rebuilding.job,
+        "shadows": {name: shadow._asdict() for name, shadow in rebuilding.shadows.items()},
+        "swapping": rebuilding.swapping,
+        "contested": rebuilding.contested,
     }
 
 
@@ -69,9 +77,15 @@ def from_document(document: Document) -> Checkpoint:
         transforms={name: _built(entry) for name, entry in document["transforms"].items()},
         detached=dict(document.get("detached", {})),
         revision=document.get("revision", 0),
-        shadows={name: Shadow(**each) for name, each in document.get("shadows", {}).items()},
-        swapping=document.get("swapping", False),
+        rebuilding=_rebuilding(document.get("rebuilding")),
     )
+
+
+def _rebuilding(entry: Document | None) -> Rebuilding | None:
+    if entry is None:
+        return None
+    shadows = {name: Shadow(**each) for name, each in entry["shadows"].items()}
+    return Rebuilding(entry["job"], shadows, entry["swapping"], entry["contested"])
 
 
 def _built(entry: Document) -> Built:

@@ -9,7 +9,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from distributary.change import CODEC
-from distributary.state import Job, JobKind
+from distributary.state import SWAP, Job, JobKind
 
 JOBS = "jobs"
 
@@ -52,8 +52,8 @@ class Jobs:
         return bool(self._collection.update_one(open_one, {"$set": {"paused": paused}}).matched_count)
 
     def cancel(self, job_id: Any) -> bool:
-        """End an open job where it is; False when there is none of this id."""
-        open_one = {"_id": job_id, "worker": self._worker, "done": False}
+        """End an open job where it is; False when there is none of this id, or a rebuild swaps already."""
+        open_one = {"_id": job_id, "worker": self._worker, "done": False, "stage": {"$ne": SWAP}}
         ended = {"$set": {"done": True, "cancelled": True}}
         return bool(self._collection.update_one(open_one, ended).matched_count)
 
@@ -73,11 +73,17 @@ class Jobs:
         """Give all jobs, done ones too, that make good what a lost position left uncertain."""
         return [_job(each) for each in self._collection.find({"worker": self._worker, "gap": list(gap)})]
 
-    def save(self, job: Job, session: ClientSession) -> None:
-        """Record a job's progress in the transaction that made it; one that was cancelled meanwhile stays that."""
+    def declined(self) -> list[Job]:
+        """Give the rebuilds that were cancelled."""
+        query = {"worker": self._worker, "done": True, "kind": JobKind.REBUILD.value, "cancelled": True}
+        return [_job(each) for each in self._collection.find(query)]
+
+    def save(self, job: Job, session: ClientSession) -> bool:
+        """Record a job's progress in the transaction that made it; False for one that was cancelled meanwhile."""
         literal = {name: {"$literal": value} for name, value in self._document(job).items() if name != "_id"}
         update = [{"$set": literal | {"saved_at": "$$NOW"}}]
-        self._collection.update_one({"_id": job.id, "cancelled": {"$ne": True}}, update, session=session)
+        wanted = {"_id": job.id, "cancelled": {"$ne": True}}
+        return bool(self._collection.update_one(wanted, update, session=session).matched_count)
 
     def _document(self, job: Job) -> dict[str, Any]:
         return {
@@ -103,6 +109,7 @@ class Jobs:
             "only": job.only,
             "span": list(job.span) if job.span else None,
             "keep": job.keep,
+            "until": list(job.until),
             "report": job.report,
         }
 
@@ -133,5 +140,6 @@ def _job(document: dict[str, Any]) -> Job:
         only=document.get("only"),
         span=(span[0], span[1]) if span else None,
         keep=document.get("keep", False),
+        until=tuple(document.get("until", ())),
         report=document.get("report", {}),
     )
