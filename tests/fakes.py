@@ -306,11 +306,15 @@ class FakeSink:
             outcome.released += removed
             outcome.removed.update(collection for collection, _ in outcome.released)
             if shadows:
-                items = shadowed(desired, shadows)
+                contested = {each.desired.owner for each in outcome.contests}
+                items = shadowed([item for item in desired if item.owner not in contested], shadows)
                 beside = self._planned(items, written(collections, shadows), unplugged)
                 beside.removed.update(collection for collection, _ in beside.released)
-                outcome += Outcome(beside.inserted, beside.replaced, beside.removed)
-                outcome.contested_shadows = len(beside.contests)
+                lives = {shadow: name for name, shadow in shadows.items()}
+                contests = [
+                    each._replace(place=(lives[each.place[0]], each.place[1])) for each in beside.contests
+                ]
+                outcome += Outcome(beside.inserted, beside.replaced, beside.removed, contests=contests)
             finish(session, outcome)
         return outcome
 
@@ -344,23 +348,21 @@ class FakeSink:
         keys: Callable[[ClientSession], Sequence[Any]],
         shadows: Mapping[str, str],
         finish: Finish,
+        *,
+        missing: bool = False,
     ) -> None:
-        """Replace what owners have in shadows."""
+        """Replace what owners have in shadows, as far as it is theirs."""
         with self.deployment.transaction() as session:
             records, stored = self.deployment.rows.records, self.deployment.records()
             wanted = {Owner(transform, identity(key)) for key in keys(session)}
-            live = [each for each in stored if each.collection in shadows and each.owner in wanted]
-            owners = {each.place: each.owner for each in stored}
-            places = {each.place: (shadows[each.collection], each.place[1]) for each in live}
-            wanted -= {
-                each.owner for each in live if owners.get(places[each.place], each.owner) not in wanted
-            }
-            for each in stored:
-                if each.collection in shadows.values() and each.owner in wanted:
-                    del records[each.place]
-            for each in live:
+            beside = [each for each in stored if each.collection in shadows.values()]
+            wanted -= {each.owner for each in beside if missing}
+            for each in beside:
                 if each.owner in wanted:
-                    records[places[each.place]] = records[each.place]
+                    del records[each.place]
+            for each in stored:
+                if each.collection in shadows and each.owner in wanted:
+                    records.setdefault((shadows[each.collection], each.place[1]), records[each.place])
             finish(session, Outcome())
 
     def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
@@ -371,7 +373,7 @@ class FakeSink:
             records = sorted((each for each in mine if ordered(each["_id"]) > low), key=_in_order)[:limit]
             for each in records:
                 self.deployment.rows.records.setdefault((onto, identity(each["_id"])), each)
-            copied = Copied(len(records), (records[-1]["_id"],) if records else ())
+            copied = Copied(len(records), (records[-1]["_id"],) if len(records) == limit else ())
             finish(session, copied)
         return copied
 

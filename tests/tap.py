@@ -85,9 +85,11 @@ class TappedSink:
         keys: Callable[[ClientSession], Sequence[Any]],
         shadows: Mapping[str, str],
         finish: Finish,
+        *,
+        missing: bool = False,
     ) -> None:
         """Carry as the sink does."""
-        self.sink.carry(transform, keys, shadows, finish)
+        self.sink.carry(transform, keys, shadows, finish, missing=missing)
 
     def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
         """Copy as the sink does."""

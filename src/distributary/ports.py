@@ -191,7 +191,6 @@ class Outcome:
     contests: list[Contest] = field(default_factory=list)
     refused: list[tuple[Desired, str]] = field(default_factory=list)
     released: list[tuple[str, Any]] = field(default_factory=list)
-    contested_shadows: int = 0
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -203,7 +202,6 @@ class Outcome:
             self.contests + other.contests,
             self.refused + other.refused,
             self.released + other.released,
-            self.contested_shadows + other.contested_shadows,
         )
 
     @property
@@ -268,7 +266,7 @@ class Sink(Protocol):
         `collections` are those in which each transform may have records. `finish` is called last inside the
         transaction, and again when it is repeated. `foreign` are records without an owner that are removed.
         Records of `unplugged` transforms give way. The `shadows` of collections are written as well, as if they were
-        all that there is, or `alone`: who is contested there keeps there what it had, and is only counted.
+        all that there is, or `alone`; who is contested in the collections themselves is left out there.
         """
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
@@ -280,10 +278,13 @@ class Sink(Protocol):
         keys: Callable[[ClientSession], Sequence[Any]],
         shadows: Mapping[str, str],
         finish: Finish,
+        *,
+        missing: bool = False,
     ) -> None:
         """Let documents have in the shadows what they have in the collections that are shadowed, in one transaction.
 
-        A document whose keys another one has in a shadow is left there as it is. Raises `TooMuch`.
+        What another document has under a key stays. With `missing`, only those that have nothing in the shadows.
+        Raises `TooMuch`.
         """
 
     def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:

@@ -59,13 +59,11 @@ class Rebuilding:
     """A rebuild under way: its job, and the shadows by the names of the collections that they belong to.
 
     Shadows are written along with those until they take their places. While `swapping`, nothing else is done first.
-    `contested` says that a key was contested in a shadow.
     """
 
     job: Any
     shadows: Mapping[str, Shadow]
     swapping: bool = False
-    contested: bool = False
 
 
 @dataclass(frozen=True, slots=True)

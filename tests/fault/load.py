@@ -269,7 +269,10 @@ class _Seen(NamedTuple):
 
 
 class Watch:
-    """Looks at all derived collections at one moment after the other, and notes what may never be seen."""
+    """Looks at all derived collections at one moment after the other, and notes what may never be seen.
+
+    Without `torn` a document may be shown in two states, by two collections.
+    """
 
     def __init__(self, harness: Harness) -> None:
         self._client = harness.databases.client
@@ -278,6 +281,7 @@ class Watch:
         self._seen: dict[Any, _Seen] = {}
         self.faults: list[str] = []
         self.looks = 0
+        self.torn = True
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -309,7 +313,8 @@ class Watch:
                 raise
             return
         self.looks += 1
-        self._torn(records)
+        if self.torn:
+            self._torn(records)
         self._backwards(records)
 
     def _snapshot(self) -> dict[tuple[str, Any], Document]:

@@ -30,7 +30,6 @@ STEPS = [
     "before a swap",
     "after a swap",
     "rebuilt",
-    "dropped",
 ]
 
 #: The code that is deployed before a rebuild: the same records with another field.
@@ -95,7 +94,11 @@ def test_a_rebuild_that_is_killed_at_random_moments(stage: Stage) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_rebuild_that_is_killed_at_a_step(stage: Stage, step: str) -> None:
-    """Killed between any two things that it does, a rebuild ends equal."""
+    """Killed between any two things that it does, a rebuild ends equal.
+
+    Between two swaps, documents that are parked may be shown in two states.
+    """
+    stage.watch.torn = "swap" not in step
     with stage.watch.watching():
         for _ in range(KILLS_AT_A_STEP):
             stage.load.burst(BURST)

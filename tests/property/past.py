@@ -37,7 +37,7 @@ class Past:
     """Every state that each document was in, and per owner the oldest one that may be shown now.
 
     `codes` are the transforms that were ever plugged in: which of them built a record is not asked. While `lenient`,
-    one may have nothing: who is contested in a collection that was built anew is parked behind it.
+    one may lack records: who is contested in a collection that was built anew has only what nobody else has.
     """
 
     def __init__(self) -> None:
@@ -69,10 +69,14 @@ class Past:
         for place, (owner, body) in records.items():
             owned[owner][place] = body
         for owner in owned.keys() | self._oldest.keys():
-            if self.lenient and owner not in owned:
-                self._oldest.pop(owner, None)
-            elif owner.transform not in self._torn:
+            if owner.transform in self._torn:
+                continue
+            try:
                 self._oldest[owner] = self._state(owner, owned.get(owner, {}))
+            except AssertionError:
+                if not self.lenient:
+                    raise
+                self._oldest.pop(owner, None)
 
     def _state(self, owner: Owner, records: Records) -> int:
         """Give the oldest state, not older than the one before, that yields just these records."""

@@ -336,8 +336,8 @@ class Promise(RuleBasedStateMachine):
         (group,) = groups(plugged, [name])
         jobs = Jobs(self._databases.state, "default")
         (job,) = jobs.ask([Job(None, JobKind.REBUILD, TRANSFORMS[name], group, "story")])
-        self.live(parts)
         self._past.lenient = True
+        self.live(parts)
         self._do(Stepped.catch_up)
         self._past.lenient = False
         found = jobs.get(job.id)

@@ -1,6 +1,6 @@
 """Committing: what a batch yields, its dead letters and jobs, the checkpoint and last the fence, together."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
 
 from distributary.change import CollectionChange, Position, identity
+from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired, Owner
 from distributary.derive.transform import Transform
 from distributary.engine.ahead import Overtaken
@@ -31,8 +32,12 @@ from distributary.state import Built, Checkpoint, Job, JobKind, Letter, LetterKe
 PART_RECORDS = 60_000
 PART_BYTES = 48 * 1024 * 1024
 
-#: BSONObjectTooLarge, TransactionTooLarge, TransactionExceededLifetimeLimitSeconds, TransactionTooLargeForCache.
-TOO_LARGE = frozenset({10334, 257, 290, 313})
+#: Parked documents whose records are carried into shadows at once.
+CARRIED = 200
+
+#: BSONObjectTooLarge, TransactionTooLarge, TransactionExceededLifetimeLimitSeconds, TransactionTooLargeForCache
+#: (its number differs by version).
+TOO_LARGE = frozenset({10334, 257, 290, 313, 388})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +108,9 @@ class Committer:
         """The number of documents that are parked."""
         return len(self._parked)
 
-    def parked_keys(self, transform: str, *, contested: bool = True) -> list[Any]:
-        """Give the source keys that are parked for a transform, with those that are contested or without."""
-        return [
-            each.key.key
-            for each in self._parked.values()
-            if each.key.transform == transform and (contested or each.kind is not LetterKind.CONTESTED)
-        ]
+    def parked_keys(self, transform: str) -> list[Any]:
+        """Give the source keys that are parked for a transform."""
+        return [each.key.key for each in self._parked.values() if each.key.transform == transform]
 
     def begin(self, asked: Sequence[Job], *, freed: bool = False) -> None:
         """Commit the checkpoint that the worker starts from, with the jobs that it asks for.
@@ -179,19 +180,29 @@ class Committer:
         """Commit a job's progress and a checkpoint without any record; raises `Unwanted` if that matters."""
         self._commit(Work([], [], checkpoint, asked, progress=job, due=due, wanted=wanted))
 
-    def carry(self, job: Job, transform: str, keys: Sequence[Any]) -> None:
-        """Let failing documents have in the shadows what they have in the live collections, with the job's progress."""
-        letters = [LetterKey(transform, key) for key in keys]
+    def carry(self, job: Job, transform: str, kinds: Collection[LetterKind]) -> None:
+        """Let parked documents of these kinds have in the shadows what they have in the live collections.
 
+        Those that are contested only where they have nothing there: one may be free in a shadow.
+        """
+        parked = [each for each in self._parked.values() if each.key.transform == transform]
+        keys = [each.key for each in parked if each.kind in kinds and is_storable(each.key.key)]
+        for start in range(0, len(keys), CARRIED):
+            self._carry(job, transform, keys[start : start + CARRIED], missing=LetterKind.CONTESTED in kinds)
+
+    def _carry(self, job: Job, transform: str, keys: Sequence[LetterKey], *, missing: bool) -> None:
         def still_parked(session: ClientSession) -> list[Any]:
-            return [each.key for each in self._stores.letters.still_parked(letters, session)]
+            return [each.key for each in self._stores.letters.still_parked(keys, session)]
 
         finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
         try:
-            self._stores.sink.carry(transform, still_parked, self.checkpoint.shadows, finishing)
-        except TooMuch as error:
-            self.carry(job, transform, keys[: error.fit])
-            self.carry(job, transform, keys[error.fit :])
+            self._stores.sink.carry(
+                transform, still_parked, self.checkpoint.shadows, finishing, missing=missing
+            )
+        except TooMuch:
+            half = len(keys) // 2
+            self._carry(job, transform, keys[:half], missing=missing)
+            self._carry(job, transform, keys[half:], missing=missing)
         else:
             self.checkpoint = finishing.checkpoint
 
@@ -242,7 +253,8 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
-        *parts, last = _parts(work.desired)
+        desired = [item for item in work.desired if not (work.alone and self._is_contested(item.owner))]
+        *parts, last = _parts(desired)
         outcome = Outcome()
         for part in parts:
             ahead = replace(self.checkpoint, ahead=work.checkpoint.ahead)
@@ -317,10 +329,7 @@ class Committer:
             saved = self._stores.jobs.save(work.progress, session)
             if work.wanted and not saved:
                 raise Unwanted
-        checkpoint, rebuilding = work.checkpoint, work.checkpoint.rebuilding
-        if rebuilding is not None and outcome.contested_shadows:
-            checkpoint = replace(checkpoint, rebuilding=replace(rebuilding, contested=True))
-        checkpoint = self._stores.checkpoints.save(checkpoint, self._fence, session)
+        checkpoint = self._stores.checkpoints.save(work.checkpoint, self._fence, session)
         return Finished(letters, resolved, checkpoint)
 
     def _resolved(self, desired: Iterable[Desired], lost: set[Owner]) -> list[LetterKey]:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from uuid import UUID
 
-from distributary.derive.batch import is_storable
 from distributary.derive.transform import Transform
 from distributary.engine.commit import Unwanted, job_for
 from distributary.engine.slices import Slices
 from distributary.log import get_logger
 from distributary.ports import Contrast, Shelf
-from distributary.state import SWAP, Checkpoint, Job, JobKind, LetterKey, Rebuilding, Shadow
+from distributary.state import SWAP, Checkpoint, Job, JobKind, LetterKey, LetterKind, Rebuilding, Shadow
 
 log = get_logger()
 
@@ -265,15 +264,14 @@ class Rebuilds:
     def _settle(self, job: Job, _: str) -> Job:
         """Swap once shadows and live collections show the same time, and before anything else is written.
 
-        Documents that cannot be derived keep the records that they had.
+        Documents that are parked keep the records that they had, as far as nobody else has them.
         """
         checkpoint = self._committer.checkpoint
         if checkpoint.ahead > checkpoint.position.time or checkpoint.rebuilding is None:
             return job
         for name in job.transforms:
-            keys = self._committer.parked_keys(name, contested=False)
-            for some in self._slices.chunks([key for key in keys if is_storable(key)]):
-                self._committer.carry(job, name, some)
+            self._committer.carry(job, name, {LetterKind.FAILED, LetterKind.REFUSED})
+            self._committer.carry(job, name, {LetterKind.CONTESTED})
         swapping = replace(job, stage=SWAP, after=())
         rebuilding = replace(self._committer.checkpoint.rebuilding or checkpoint.rebuilding, swapping=True)
         try:
@@ -313,18 +311,11 @@ class Rebuilds:
         return done
 
     def _following(self, job: Job, checkpoint: Checkpoint) -> list[Job]:
-        """Give the jobs that come behind a rebuild.
-
-        A transform may have left records in a collection that only others name now, and who was contested in a shadow
-        is parked only when it is derived in its place.
-        """
-        entries = {name: checkpoint.transforms[name] for name in job.transforms}
-        if checkpoint.rebuilding is not None and checkpoint.rebuilding.contested:
-            sources = {built.source for built in entries.values()}
-        else:
-            named = {name for each in self._plugged() for name in each.collections}
-            left = named - set(self._collections(job))
-            sources = {built.source for built in entries.values() if built.collections & left}
+        """Give the jobs that remove what transforms left in collections that only others name now."""
+        entries = [checkpoint.transforms[name] for name in job.transforms]
+        named = {name for each in self._plugged() for name in each.collections}
+        left = named - set(self._collections(job))
+        sources = {built.source for built in entries if built.collections & left}
         return [job_for(checkpoint, source, "behind a rebuild") for source in sorted(sources)]
 
     # --- leaving nothing behind -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pymongo.errors import OperationFailure
 
 from distributary.change import CODEC, Identity, identity
 from distributary.derive.batch import is_storable
-from distributary.derive.plan import Desired, Owner, Plan, Stored, Write, reconcile, stored
+from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
 from distributary.derive.shadows import shadowed, written
 from distributary.excerpt import excerpt, key_of
@@ -108,22 +108,6 @@ def _looked_at(document: bytes) -> Document:
     return excerpt(document, ("_id", ENGINE_FIELD))
 
 
-def _undisputed(
-    owners: Mapping[Owner, Any], records: Mapping[Place, Stored], holders: Mapping[Place, Owner | None]
-) -> dict[Owner, Any]:
-    """Leave out owners of which a place is held by someone who stays there."""
-    left = dict(owners)
-    while True:
-        disputed = {
-            each.owner
-            for place, each in records.items()
-            if each.owner in left and place in holders and holders[place] not in left
-        }
-        if not disputed:
-            return left
-        left = {owner: key for owner, key in left.items() if owner not in disputed}
-
-
 def _documents(batch: bytes) -> Iterator[bytes]:
     """Cut a batch into documents; each begins with its length (bsonspec.org)."""
     start = 0
@@ -133,7 +117,7 @@ def _documents(batch: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _within(records: Iterable[Stored], desired: Sequence[Desired]) -> list[Stored]:
+def _within(records: Iterable[Stored], desired: Sequence[object]) -> list[Stored]:
     """Give records; refuses to hold more than the bound, unless they are one document's."""
     known: list[Stored] = []
     size = 0
@@ -252,47 +236,43 @@ class MongoSink:
         keys: Callable[[ClientSession], Sequence[Any]],
         shadows: Mapping[str, str],
         finish: Finish,
+        *,
+        missing: bool = False,
     ) -> None:
         """Let documents have in the shadows what they have in the collections that are shadowed, in one transaction.
 
-        One whose keys another document has in a shadow is left there as it is. Raises `TooMuch` when the records of
-        several documents are more than may be held.
+        What another document has under a key stays. With `missing`, only those that have nothing in the shadows.
+        Raises `TooMuch` when the records of several documents are more than may be held.
         """
 
         def work() -> None:
             for some in _chunks(keys(self._session), QUERY_KEYS):
-                self._carry(transform, some, shadows)
+                wanted = self._without(transform, some, shadows.values()) if missing else some
+                self._carry(transform, wanted, shadows)
             finish(self._session, Outcome())
 
         transact(self._session, work)
 
+    def _without(self, transform: str, keys: Sequence[Any], collections: Iterable[str]) -> list[Any]:
+        """Give those of the source keys for which a transform has no record in these collections."""
+        left = {identity(key): key for key in keys}
+        for collection in collections:
+            query = {"_src.by": transform, "_src.key": {"$in": list(left.values())}}
+            for each in self._database[collection].find(query, {"_src.key": 1}, session=self._session):
+                left.pop(identity(each["_src"]["key"]), None)
+        return list(left.values())
+
     def _carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str]) -> None:
         query = {"_src.by": transform, "_src.key": {"$in": list(keys)}}
-        records: dict[Place, Stored] = {}
-        for collection, shadow in shadows.items():
-            for each in read_records(self._database, collection, query, self._session):
-                records[shadow, each.place[1]] = each
-                if sum(len(known.raw) for known in records.values()) > LEARN_BYTES and len(keys) > 1:
-                    raise TooMuch(len(keys) // 2)
-        holders = self._holders(records)
-        left = _undisputed({Owner(transform, identity(key)): key for key in keys}, records, holders)
         for shadow in shadows.values():
-            mine = {"_src.by": transform, "_src.key": {"$in": list(left.values())}}
-            self._database[shadow].delete_many(mine, session=self._session)
-            copied = [
-                each.raw for place, each in records.items() if place[0] == shadow and each.owner in left
-            ]
-            for some in _chunks(copied, COMMAND_WRITES):
-                self._put(shadow, some)
-
-    def _holders(self, records: Mapping[Place, Stored]) -> dict[Place, Owner | None]:
-        """Read who has these places of shadows now."""
-        holders: dict[Place, Owner | None] = {}
-        for shadow, keys in _grouped([(place[0], each.key) for place, each in records.items()]):
-            for some in _chunks(keys, QUERY_KEYS):
-                for each in read_records(self._database, shadow, {"_id": {"$in": some}}, self._session):
-                    holders[each.place] = each.owner
-        return holders
+            self._database[shadow].delete_many(query, session=self._session)
+        for collection, shadow in shadows.items():
+            records = _within(
+                read_records(self._database, collection, query, self._session), range(len(keys))
+            )
+            there = {"_id": {"$in": [each.key for each in records]}}
+            taken = {each.place[1] for each in read_records(self._database, shadow, there, self._session)}
+            self._put(shadow, [each.raw for each in records if each.place[1] not in taken])
 
     def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
         """Copy the next records in key order into another collection, in one transaction with `finish`.
@@ -306,15 +286,15 @@ class MongoSink:
             found = source.find(query, limit=limit, session=self._session).hint([("_id", 1)]).sort("_id", 1)
             records: dict[Identity, bytes] = {}
             last: tuple[Any, ...] = ()
-            size = 0
+            size, cut = 0, False
             for each in found.min([("_id", after[0])]) if after else found:
                 raw = bytes(each.raw)
                 key, size = key_of(raw), size + len(raw)
                 last = (key,)
                 records[identity(key)] = raw
-                if size > LEARN_BYTES:
+                if cut := size > LEARN_BYTES:
                     break
-            copied = Copied(len(records), last)
+            copied = Copied(len(records), last if cut or len(records) == limit else ())
             keys = [key_of(raw) for raw in records.values()]
             there = self._database[onto].find({"_id": {"$in": keys}}, {"_id": 1}, session=self._session)
             for each in there:
@@ -353,9 +333,11 @@ class MongoSink:
         live = Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections)
         outcome = _outcome(live, removed, attempt.refused)
         if attempt.shadows:
+            contested = {each.desired.owner for each in live.contests}
+            free = [item for item in attempt.desired if item.owner not in contested]
             places = written(collections, attempt.shadows)
-            plan = self._planned(attempt, shadowed(attempt.desired, attempt.shadows), places)
-            outcome += _shadow_outcome(plan)
+            plan = self._planned(attempt, shadowed(free, attempt.shadows), places)
+            outcome += _shadow_outcome(plan, attempt.shadows)
         finish(self._session, outcome)
         return outcome
 
@@ -493,10 +475,13 @@ def _outcome(plan: Plan, foreign: list[tuple[str, Any]], refused: list[tuple[Des
     )
 
 
-def _shadow_outcome(plan: Plan) -> Outcome:
-    """Give what was done in shadows; what is free there, nobody waits for."""
+def _shadow_outcome(plan: Plan, shadows: Mapping[str, str]) -> Outcome:
+    """Give what was done in shadows, whose contests are told of the collections that they belong to."""
     outcome = _outcome(plan, [], [])
-    return Outcome(outcome.inserted, outcome.replaced, outcome.removed, contested_shadows=len(plan.contests))
+    lives = {shadow: name for name, shadow in shadows.items()}
+    contests = [each._replace(place=(lives[each.place[0]], each.place[1])) for each in outcome.contests]
+    released = [(lives[shadow], key) for shadow, key in outcome.released]
+    return Outcome(outcome.inserted, outcome.replaced, outcome.removed, contests=contests, released=released)
 
 
 def _grouped(places: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, list[Any]]]:

@@ -112,7 +112,8 @@ class MongoShelf:
             _contrast(before.pop(identity(key_of(record)), None), record, found)
         for left in before.values():
             found.note("removed", key_of(left))
-        return Copied(len(fresh) + len(former), behind)
+        ended = len(fresh) < limit and len(former) < limit
+        return Copied(len(fresh) + len(former), () if ended else behind)
 
     def _next(
         self, name: str, after: tuple[Any, ...], limit: int, until: tuple[Any, ...] = ()

@@ -45,7 +45,6 @@ def _rebuilding_document(rebuilding: Rebuilding) -> dict[str, Any]:
         "job": rebuilding.job,
         "shadows": {name: shadow._asdict() for name, shadow in rebuilding.shadows.items()},
         "swapping": rebuilding.swapping,
-        "contested": rebuilding.contested,
     }
 
 
@@ -85,7 +84,7 @@ def _rebuilding(entry: Document | None) -> Rebuilding | None:
     if entry is None:
         return None
     shadows = {name: Shadow(**each) for name, each in entry["shadows"].items()}
-    return Rebuilding(entry["job"], shadows, entry["swapping"], entry["contested"])
+    return Rebuilding(entry["job"], shadows, entry["swapping"])
 
 
 def _built(entry: Document) -> Built:
