@@ -1,5 +1,6 @@
 """Rebuilds, replays and backfills under live load and SIGKILL: each ends equal, and nothing is torn or goes back."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -120,3 +121,47 @@ def test_a_replay_that_is_killed_at_random_moments(stage: Stage) -> None:
         stage.harness.catch_up()
         ensure(stage, replay(stage, checkpoint.position))
         assert_clean(stage)
+
+
+def test_a_backfill_that_is_killed_at_random_moments(
+    databases: Databases, tmp_path: Path, launcher: Launcher
+) -> None:
+    """Killed 10 times, a backfill goes on behind its last slice: each document is derived at most twice more."""
+    count, told = 8000, tmp_path / "derived"
+    told.touch()
+    module = COUNTED.format(path=str(told))
+    settings = {**SETTINGS, "worker.scan_documents": "25", "worker.lease_seconds": "0.4"}
+    harness = Harness(databases, tmp_path / "modules", {"load": module}, settings)
+    databases.raw.orders.insert_many([{"_id": number} for number in range(count)])
+    harness.catch_up()
+    told.write_text("")
+    stage = Stage(harness, launcher, Load.__new__(Load), Watch(harness))
+    jobs, random = Jobs(databases.state, "default"), Random(3)
+    (job,) = jobs.ask([Job(None, JobKind.BACKFILL, "orders", ("orders",), "test", sweep=True)])
+    kills = 0
+    while kills < 10:
+        stage.kill_after(random.uniform(0.15, 0.3))
+        kills += 1
+    found = jobs.get(job.id)
+    assert found is not None
+    assert not found.done, "the machine is too quick for this test"
+    harness.catch_up()
+    harness.assert_equal()
+    derived = Counter(told.read_text().split())
+    assert len(derived) == count
+    assert max(derived.values()) <= 2
+
+
+#: Each call is told to a file, which a kill does not lose.
+COUNTED = """
+    import os
+    from distributary import DerivedCollection, transform
+
+    records = DerivedCollection("records")
+    told = os.open({path!r}, os.O_WRONLY | os.O_APPEND)
+
+    @transform("orders")
+    def orders(order):
+        os.write(told, f"{{order['_id']}}\\n".encode())
+        yield records.record(order["_id"], {{"known": True}})
+"""

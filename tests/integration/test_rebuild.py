@@ -328,3 +328,53 @@ def test_code_that_the_running_worker_does_not_have(harness: Harness) -> None:
 def test_what_does_not_go_together(harness: Harness, arguments: list[str]) -> None:
     """A command line that means nothing is a usage error."""
     assert "Give transforms" in rebuild(harness, *arguments, code=2)
+
+
+def test_code_that_ran_in_between_leaves_its_transform_outdated(harness: Harness) -> None:
+    """Records that other code made do not count as built by the former code when that is taken back."""
+    harness.databases.raw.orders.update_one({"_id": 1}, {"$set": {"total": 77}})
+    harness.catch_up()
+    harness.write({"orders": OLD})
+    harness.catch_up()
+    with harness.process("status", "--json", stdout=PIPE) as process:
+        (worker,) = json.loads(process.communicate(timeout=60)[0])["workers"]
+    assert worker["transforms"]["view"]["state"] == "outdated"
+    rebuild(harness, "view")
+    harness.assert_equal()
+
+
+def test_what_a_hand_added_to_a_collection_is_taken_along(harness: Harness) -> None:
+    """An index and a validator of the operator's are there after the swap."""
+    derived = harness.databases.derived
+    derived.codes.create_index("order", name="by_hand", unique=True)
+    derived.command("collMod", "codes", validator={"order": {"$type": "number"}})
+    rebuild(harness, "view")
+    assert {index["name"] for index in derived.codes.list_indexes()} == {
+        "_id_",
+        "by_hand",
+        "distributary_owner",
+    }
+    (info,) = derived.list_collections(filter={"name": "codes"})
+    assert info["options"]["validator"] == {"order": {"$type": "number"}}
+    harness.assert_equal()
+
+
+def test_two_rebuilds_of_one_transform(harness: Harness) -> None:
+    """One that was paused does not go on with the other one's shadows."""
+    with harness.assembled() as assembled:
+        first, second = assembled.jobs().ask([rebuild_job(), rebuild_job()])
+        assembled.jobs().pause(first.id, paused=True)
+        assert assembled.work_off()
+    with harness.assembled() as assembled:
+        assembled.jobs().pause(first.id, paused=False)
+        assert assembled.work_off()
+        assert all((job := assembled.jobs().get(each.id)) and job.done for each in (first, second))
+    harness.assert_equal()
+    assert collections(harness) == {"orders_view", "codes"}
+
+
+def test_an_undo_with_the_new_code_is_refused(harness: Harness) -> None:
+    """What was kept stays until the former code is there to go on with."""
+    rebuild(harness, "view", "--keep-previous")
+    assert "deploy the former code first" in rebuild(harness, "view", "--undo", code=1)
+    assert "codes__previous" in collections(harness)

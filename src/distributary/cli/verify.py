@@ -158,4 +158,4 @@ def _next(result: Verification) -> Iterator[str]:
     if not result.equal:
         yield "Run `distributary verify --repair` to derive again what differs."
     if result.outdated:
-        yield 'Set worker.on_change = "rebuild" and start the worker again to derive what is outdated.'
+        yield f"Run `distributary rebuild {' '.join(result.outdated)}` to build anew what is outdated."

@@ -26,7 +26,17 @@ from distributary.ports import (
     Sink,
     TooMuch,
 )
-from distributary.state import Built, Checkpoint, Job, JobKind, Letter, LetterKey, LetterKind, ParkedLetter
+from distributary.state import (
+    MIXED,
+    Built,
+    Checkpoint,
+    Job,
+    JobKind,
+    Letter,
+    LetterKey,
+    LetterKind,
+    ParkedLetter,
+)
 
 #: What one transaction holds at most; more of a batch follows in others, before the position moves.
 PART_RECORDS = 60_000
@@ -102,6 +112,12 @@ class Committer:
         self.horizon = Horizon(checkpoint.ahead)
         self.overtaken = Overtaken()
         self._unswept: set[str] = set()
+        entries = checkpoint.transforms
+        self._changed = {
+            name
+            for name, each in transforms.items()
+            if name in entries and entries[name].fingerprint != each.fingerprint
+        }
 
     @property
     def parked(self) -> int:
@@ -253,6 +269,8 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
+        if not work.alone:
+            work = replace(work, checkpoint=self._mixed(work.checkpoint, work.desired))
         desired = [item for item in work.desired if not (work.alone and self._is_contested(item.owner))]
         *parts, last = _parts(desired)
         outcome = Outcome()
@@ -265,6 +283,14 @@ class Committer:
         return outcome + self._divided(
             replace(work, desired=last, checkpoint=replace(work.checkpoint, revision=revision))
         )
+
+    def _mixed(self, checkpoint: Checkpoint, desired: Iterable[Desired]) -> Checkpoint:
+        """Note which transforms have records of several versions of their code from now on."""
+        for name in {item.transform for item in desired} & self._changed:
+            entry = checkpoint.transforms[name]
+            if entry.fingerprint not in (MIXED, self._transforms[name].fingerprint):
+                checkpoint = checkpoint.with_built(name, replace(entry, fingerprint=MIXED))
+        return checkpoint
 
     def _divided(self, work: Work) -> Outcome:
         """Commit a transaction; one that is too large, or of which MongoDB refuses much, is halved."""

@@ -111,7 +111,12 @@ def mark_of(text: str, raw: Database[Any]) -> Mark:
     start, hello = start_of(text, raw), deployment.hello(raw.client)
     head: Timestamp = hello["lastWrite"]["majorityOpTime"]["ts"]
     if start.token is not None:
-        return _kept(marked(Position.of_token(start.token)), raw)
+        mark = marked(Position.of_token(start.token))
+        if mark.time > head:
+            raise _refused(
+                text, "lies in the future.", f"The newest operation of the source is of {iso(head)}."
+            )
+        return _kept(mark, raw)
     if start.time is None:
         return Mark(start, head)
     if start.time.time > hello["localTime"].timestamp():

@@ -39,11 +39,13 @@ NEEDS = (
     Need(Role.OPLOG, ("find",), "see how far the history reaches", optional=True),
     Need(Role.DERIVED, _WRITER, "write derived records and create their collections and indexes"),
     Need(Role.DERIVED, ("listCollections",), "see whether the derived collections are suitable"),
+    Need(Role.DERIVED, ("dropCollection",), "rebuild derived collections", optional=True),
+    Need(Role.DERIVED, ("renameCollectionSameDB",), "rebuild derived collections", optional=True),
     Need(Role.STATE, _WRITER, "keep checkpoints, leases, dead letters and jobs"),
 )
 
 #: Actions on a database and not on its collections.
-_OF_DATABASE = frozenset({"listCollections"})
+_OF_DATABASE = frozenset({"listCollections", "renameCollectionSameDB"})
 
 #: Databases that a privilege on all databases does not reach. Source: "Resource Document" of the manual.
 _APART = frozenset({"local", "config"})

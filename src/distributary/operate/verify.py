@@ -291,13 +291,13 @@ class Verifier:
             writers = {name: self._scope.compared[name]}
             compared = self._sides.compare(moment, snapshot, writers, self._parked, keys)
         now = _suspects(compared, snapshot.time)
-        settled = {
+        settled = [
             owner
             for owner, each in now.items()
             if snapshot.time == at or each.digest == suspects[owner].digest
-        }
+        ]
         found = [each for owner in settled for each in compared.differences[owner]]
-        return found, {owner: each for owner, each in now.items() if owner not in settled}
+        return found, {owner: each for owner, each in now.items() if owner not in set(settled)}
 
     def _still_foreign(self, suspects: Mapping[Place, Any]) -> list[Difference]:
         """Read records that nobody owns once more; one whose key cannot be encoded cannot be read by it."""
