@@ -7,10 +7,11 @@ from enum import StrEnum
 from math import isnan
 from typing import Any, NamedTuple
 
-from bson import DBRef, Decimal128, ObjectId, Timestamp
+from bson import DBRef, Decimal128, ObjectId, Timestamp, decode
 from bson.binary import Binary, UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
+from bson.errors import InvalidBSON
 
 from distributary.errors import PositionLost
 
@@ -23,6 +24,9 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
     unicode_decode_error_handler="surrogateescape",
 )
 
+#: The same for documents with a UUID that is none: those stay `Binary`, all of the document's.
+_LENIENT = CODEC.with_options(uuid_representation=UuidRepresentation.UNSPECIFIED)
+
 #: A key in the form in which two keys are equal exactly when MongoDB says so; see `identity`.
 Identity = Hashable
 
@@ -32,6 +36,14 @@ new_tuple = tuple.__new__
 _TOKEN = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}")
 
 _ITSELF = frozenset({str, int, Timestamp, type(None)})
+
+
+def decoded(raw: bytes) -> dict[str, Any]:
+    """Decode a document; one with binary of subtype 4 that has not 16 bytes keeps all such as `Binary`."""
+    try:
+        return decode(raw, CODEC)
+    except InvalidBSON:
+        return decode(raw, _LENIENT)
 
 
 def identity(key: Any) -> Identity:  # noqa: PLR0911 - one line per type

@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, overload
 from uuid import UUID
 
-from bson import Timestamp, decode
+from bson import Timestamp
 from pymongo.client_session import ClientSession
 
-from distributary.change import CODEC, Change, CollectionChange, Position
+from distributary.change import Change, CollectionChange, Position, decoded
 from distributary.derive.plan import Contest, Desired
 from distributary.excerpt import key_of
 from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter, SlowTransform
@@ -58,7 +58,7 @@ class Encoded(Sequence[dict[str, Any]]):
     def __getitem__(self, index: int | slice) -> "dict[str, Any] | Encoded":
         if isinstance(index, slice):
             return Encoded(self._documents[index])
-        return decode(self._documents[index], CODEC)
+        return decoded(self._documents[index])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

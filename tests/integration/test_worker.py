@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, Timestamp, encode
@@ -345,3 +346,32 @@ def _token_of_another_history(harness: Harness) -> str:
         token: str = stream.next()["_id"]["_data"]
     harness.databases.raw.orders.delete_one({"_id": "token"})
     return token[:60] + ("0" if token[60] != "0" else "1") + token[61:]
+
+
+def test_keys_that_are_uuids(harness: Harness) -> None:
+    """A UUID is a key like any other: in a scan of several slices, read behind the stream, and swept."""
+    harness.settings = {"worker.scan_documents": "3"}
+    orders = harness.databases.raw.orders
+    keys = [UUID(int=number) for number in range(10)]
+    orders.insert_many([{"_id": key, "customer": key, "skus": ["a"]} for key in keys])
+    harness.catch_up()
+    harness.assert_equal()
+    orders.update_one({"_id": keys[0]}, {"$set": {"skus": ["b", "c"]}})
+    orders.delete_one({"_id": keys[1]})
+    harness.catch_up()
+    harness.assert_equal()
+
+
+def test_a_uuid_that_is_none(harness: Harness) -> None:
+    """Binary of the UUIDs' subtype with another length is a value like any other, in the stream and in a scan."""
+    harness.databases.raw.orders.insert_one({"_id": 1, "customer": Binary(b"short", 4), "skus": ["a"]})
+    harness.catch_up()
+    odd = Binary(b"", 4)
+    harness.databases.raw.orders.insert_many([{"_id": odd, "customer": odd}, {"_id": 2, "customer": "c"}])
+    harness.databases.raw.orders.update_one({"_id": 1}, {"$set": {"skus": ["b"]}})
+    harness.catch_up()
+    derived = harness.databases.client.get_database(harness.databases.derived.name)
+    found = {bytes(each["customer"]) for each in derived.orders_by_customer.find() if each["_id"] != 2}
+    assert found == {b"short", b""}
+    assert harness.databases.state.dead_letters.count_documents({}) == 0
+    assert [each["sku"] for each in harness.databases.derived.order_lines.find()] == ["b"]

@@ -5,10 +5,10 @@ from copy import deepcopy
 from math import inf
 from typing import Any, NamedTuple
 
-from bson import decode, encode
+from bson import encode
 from bson.errors import BSONError
 
-from distributary.change import CODEC, Version, new_tuple
+from distributary.change import CODEC, Version, decoded, new_tuple
 from distributary.derive.collapse import Latest
 from distributary.derive.plan import Desired, Owner
 from distributary.derive.records import EncodedRecord, origin
@@ -103,7 +103,7 @@ def _copies(document: dict[str, Any] | None, count: int) -> Iterator[dict[str, A
     except _NOT_BSON:  # invalid UTF-8 somewhere in it
         yield from [deepcopy(document) for _ in range(count)]
     else:
-        yield from (decode(raw, CODEC) for _ in range(count))
+        yield from (decoded(raw) for _ in range(count))
 
 
 def is_storable(key: Any) -> bool:

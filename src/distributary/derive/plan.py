@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from bson import Timestamp, decode, encode
+from bson import Timestamp, encode
 from bson.errors import BSONError
 
-from distributary.change import CODEC, Identity, Version, identity, new_tuple
+from distributary.change import CODEC, Identity, Version, decoded, identity, new_tuple
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
 
 #: A record older than any that the engine writes: what is stored without a readable version.
@@ -58,7 +58,7 @@ class Stored(NamedTuple):
     @property
     def body(self) -> bytes:
         """The record without the engine's field; empty when it holds what no encoder takes."""
-        document = decode(self.raw, CODEC) if self.raw else {}
+        document = decoded(self.raw) if self.raw else {}
         document.pop(ENGINE_FIELD, None)
         try:
             return encode(document, codec_options=CODEC) if self.raw else b""

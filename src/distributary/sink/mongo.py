@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from bson import MaxKey, MinKey, Regex, decode_all, encode
 from bson.codec_options import CodecOptions
-from bson.errors import BSONError
+from bson.errors import BSONError, InvalidBSON
 from bson.raw_bson import RawBSONDocument
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from distributary.change import CODEC, Identity, identity
+from distributary.change import CODEC, Identity, decoded, identity
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
@@ -99,8 +99,13 @@ def _replies(
 
 def _decoded(collection: str, batch: bytes) -> Iterator[Stored]:
     whole = len(batch) <= DECODE_BYTES
-    decoded = decode_all(batch, CODEC) if whole else map(_looked_at, _documents(batch))
-    for document, raw in zip(decoded, _documents(batch), strict=True):
+    try:
+        documents: Iterable[Document] = (
+            decode_all(batch, CODEC) if whole else map(_looked_at, _documents(batch))
+        )
+    except InvalidBSON:
+        documents = map(decoded, _documents(batch))
+    for document, raw in zip(documents, _documents(batch), strict=True):
         yield stored(collection, document, raw)
 
 
@@ -320,7 +325,7 @@ class MongoSink:
 
     def _insert(self, collection: str, documents: Sequence[Any]) -> None:
         command = {"insert": collection, "ordered": True, "documents": list(documents)}
-        reply = self._database.command(command, session=self._session)
+        reply = self._database.command(command, codec_options=CODEC, session=self._session)
         if errors := reply.get("writeErrors"):
             raise OperationFailure(errors[0]["errmsg"], errors[0]["code"], errors[0])
 
@@ -426,7 +431,7 @@ class MongoSink:
         for some in _by_size(writes):
             statements = [form.statement(record) for record, _ in some]
             command = {form.verb: collection, "ordered": True, form.section: statements}
-            reply = self._database.command(command, session=self._session)
+            reply = self._database.command(command, codec_options=CODEC, session=self._session)
             if errors := reply.get("writeErrors"):
                 raise _judged(errors[0], some, by_key=by_key)
 

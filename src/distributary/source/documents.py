@@ -7,13 +7,14 @@ from typing import Any
 
 from bson import Timestamp, decode
 from bson.codec_options import CodecOptions
+from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
-from distributary.change import CODEC
+from distributary.change import CODEC, decoded
 from distributary.ports import Encoded, Snapshot, TooMuch
 from distributary.state import BEGINNING
 
@@ -28,9 +29,18 @@ Document = dict[str, Any]
 def run(
     database: Database[Any], command: Document, session: ClientSession | None = None
 ) -> tuple[Document, int]:
-    """Run a command on the primary; gives the reply, decoded by `CODEC`, and its size in bytes."""
-    reply = run_raw(database, command, session)
-    return decode(reply.raw, CODEC), len(reply.raw)
+    """Run a command on the primary; gives the reply, decoded, and its size in bytes.
+
+    Where one of several documents has a UUID that is none, changes carry no documents, so that each is read for itself.
+    """
+    raw = bytes(run_raw(database, command, session).raw)
+    try:
+        return decode(raw, CODEC), len(raw)
+    except InvalidBSON:
+        reply = decoded(raw)
+        for change in reply["cursor"].get("nextBatch", ()):
+            change.pop("fullDocument", None)
+        return reply, len(raw)
 
 
 def run_raw(
