@@ -6,10 +6,9 @@ Source of the layout: bsonspec.org. MongoDB stores the key as a document's first
 from collections.abc import Collection
 from typing import Any
 
-from bson import decode
 from bson.raw_bson import RawBSONDocument
 
-from distributary.change import CODEC
+from distributary.change import CODEC, decoded
 
 _LAZY = CODEC.with_options(document_class=RawBSONDocument)
 
@@ -31,7 +30,7 @@ def excerpt(document: bytes, names: Collection[str]) -> dict[str, Any]:
 
 
 def _decoded(value: Any) -> Any:
-    return decode(value.raw, CODEC) if isinstance(value, RawBSONDocument) else value
+    return decoded(bytes(value.raw)) if isinstance(value, RawBSONDocument) else value
 
 
 def key_element(document: bytes) -> bytes:
@@ -48,7 +47,7 @@ def key_element(document: bytes) -> bytes:
 def key_of_element(element: bytes) -> Any:
     """Give the key of an element as `key_element` gives it."""
     size = 4 + len(element) + 1
-    return decode(size.to_bytes(4, "little") + element + b"\0", CODEC)["_id"]
+    return decoded(size.to_bytes(4, "little") + element + b"\0")["_id"]
 
 
 def key_of(document: bytes) -> Any:
