@@ -17,6 +17,7 @@ from distributary.config import Config
 from distributary.derive.registry import Registry, index_keys
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
+from distributary.engine.pace import Limits
 from distributary.engine.pipeline import Bounds
 from distributary.engine.precedence import Precedence
 from distributary.engine.retry import Verdict, judge, reason
@@ -218,6 +219,7 @@ class Assembled:
                 batch_bytes=worker.batch_bytes,
             ),
             newest=lambda: deployment.newest(databases.raw.client),
+            oldest=lambda: deployment.oldest_if_known(databases.raw.client),
             prepare=self._prepare,
             shelf=MongoShelf(databases.derived, self._indexes()),
             draw=lambda: token_hex(4),
@@ -247,6 +249,9 @@ class Assembled:
             idle_save=worker.idle_save_seconds,
             max_records=worker.max_records,
             scan_documents=worker.scan_documents,
+            pace=Limits(
+                worker.job_documents_per_second, worker.job_max_lag_seconds, worker.job_min_headroom_seconds
+            ),
             purge=worker.on_source_drop == "purge",
             resync=worker.on_lost_position == "resync",
             breaker=(self.config.dead_letters.max_in_window, self.config.dead_letters.window),

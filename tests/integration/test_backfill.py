@@ -167,3 +167,16 @@ def test_a_filter_wants_one_source(harness: Harness) -> None:
     said = backfill(harness, "--filter", "{}", code=2)
     assert "--filter needs transforms of one source collection" in said
     assert "customers, orders" in said
+
+
+def test_a_rate_is_kept(databases: Databases, tmp_path: Path) -> None:
+    """A backfill goes no faster than it may, and the stream goes on meanwhile."""
+    harness = Harness(
+        databases, tmp_path / "modules", {"orders": ORDERS}, {"worker.job_documents_per_second": "5"}
+    )
+    databases.raw.orders.insert_many([{"_id": number, "code": f"c{number}"} for number in range(1000)])
+    with harness.running():
+        eventually(lambda: databases.derived.codes.count_documents({}) >= 5)
+        databases.raw.orders.insert_one({"_id": "late", "code": "late"})
+        eventually(lambda: databases.derived.codes.find_one({"_id": "late"}))
+        assert databases.derived.codes.count_documents({}) < 500

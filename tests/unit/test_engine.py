@@ -25,6 +25,7 @@ from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.horizon import Horizon
+from distributary.engine.pace import Limits
 from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
 from distributary.engine.slices import Slices
 from distributary.engine.worker import Goal, Parts, Settings, Worker
@@ -144,6 +145,7 @@ class Bench:
             by_source=by_source,
             new_source=lambda: self.raw.source(self.plugged.watched),
             newest=lambda: self.raw.now,
+            oldest=lambda: None,
             prepare=lambda: None,
             shelf=FakeShelf(self.deployment),
             draw=lambda: uuid4().hex,
@@ -218,6 +220,7 @@ def fresh(**fields: Any) -> Bench:
         idle_save=0,
         max_records=100,
         scan_documents=2,
+        pace=Limits(0, 1000, 0),
         purge=True,
         resync=True,
         breaker=(0, 10),

@@ -111,7 +111,20 @@ class Worker(Section):
         description="Records from one document, at most; a document that yields more is parked.",
     )
     scan_documents: Count = Field(
-        default=2000, description="Documents in one slice of a backfill, between batches of the stream."
+        default=2000,
+        description="Documents in one slice of a job at most, between batches of the stream; fewer where their commits"
+        " take long.",
+    )
+    job_documents_per_second: int = Field(
+        default=0, ge=0, description="Documents per second that jobs derive at most; 0: no limit."
+    )
+    job_max_lag_seconds: Duration = Field(
+        default=60, description="Seconds behind the source from which on jobs wait for the stream."
+    )
+    job_min_headroom_seconds: Duration = Field(
+        default=3600,
+        description="Seconds that the history must reach back further than the position; with less, jobs wait"
+        " as long as the stream is behind.",
     )
     slow_transform_seconds: Duration = Field(
         default=10, description="Seconds after which a transform that still works on one document is logged."

@@ -26,6 +26,7 @@ from distributary.engine.begin import Beginning, Wanted
 from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, Prepared
+from distributary.engine.pace import RATE, Limits, Pace
 from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
 from distributary.engine.rebuild import BUILDING, Rebuilds
 from distributary.engine.replay import Replays
@@ -61,9 +62,15 @@ class Settings:
     idle_save: float
     max_records: int
     scan_documents: int
+    pace: Limits
     purge: bool
     resync: bool
     breaker: tuple[int, int]
+
+    @property
+    def slice_documents(self) -> int:
+        """Documents in one slice of a job, at most; not more than a second's."""
+        return min(self.scan_documents, round(self.pace.rate) or self.scan_documents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,7 @@ class Parts:
     by_source: Mapping[str, Sequence[Transform]]
     new_source: Callable[[], Source]
     newest: Callable[[], Timestamp]
+    oldest: Callable[[], Timestamp | None]
     prepare: Callable[[], None]
     shelf: Shelf
     draw: Callable[[], str]
@@ -233,8 +241,10 @@ class _Tail:
             settings.bounds.bytes,
         )
         self._slices = Slices(
-            self._derivation, committer, parts.stores, settings.scan_documents, purge=settings.purge
+            self._derivation, committer, parts.stores, settings.slice_documents, purge=settings.purge
         )
+        self._pace = Pace(settings.pace, parts.newest, parts.oldest)
+        self._held = ""
         self._replays = Replays(self._slices, parts.new_source)
         self._rebuilds = Rebuilds(self._slices, parts.shelf, parts.draw)
         self._stores = parts.stores
@@ -310,6 +320,8 @@ class _Tail:
             )
             self._leave()
         if self._job is not None:
+            if self._is_held(self._job):
+                return
             self._slice(self._job)
             if self._job.done:
                 log.info(
@@ -323,9 +335,18 @@ class _Tail:
     def _slice(self, job: Job) -> None:
         """Do a slice of the job at hand; one that waits for the stream waits for a saved position, too."""
         self._job = self._carrier(job).run(job)
+        self._pace.spent(max(0, self._job.documents - job.documents))
         self._waiting = self._job is job
         if self._waiting:
             self._save()
+
+    def _is_held(self, job: Job) -> bool:
+        """Whether the job at hand has to wait; that is told once."""
+        reason = self._pace.reason(self._reached)
+        if reason and not self._held and reason != RATE:
+            log.info("job waits", kind=job.kind, source=job.source, reason=reason)
+        self._held, self._waiting = reason, bool(reason)
+        return self._waiting
 
     def _carrier(self, job: Job) -> Carrier:
         if job.kind is JobKind.REPLAY:

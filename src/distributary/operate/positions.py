@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from bson import Timestamp
 from pymongo.database import Database
-from pymongo.errors import OperationFailure
 
 from distributary.change import Position
 from distributary.config import Point, point_of
-from distributary.errors import ConfigurationError, DistributaryError, Fault, PositionLost
+from distributary.errors import ConfigurationError, Fault, PositionLost
 from distributary.operate.status import iso
 from distributary.ports import Batch, Source, Start
 from distributary.source import deployment
@@ -131,22 +130,14 @@ def marked(position: Position) -> Mark:
 
 def _kept(mark: Mark, raw: Database[Any]) -> Mark:
     """Refuse a mark before the oldest operation: the server opens some of them all the same."""
-    oldest = _oldest(raw)
+    oldest = deployment.oldest_if_known(raw.client)
     if oldest is not None and mark.time < oldest:
         raise _lost(f"The history of the source does not reach back to {iso(mark.time)}.", raw)
     return mark
 
 
-def _oldest(raw: Database[Any]) -> Timestamp | None:
-    """Give the time of the oldest operation, if the user may see it."""
-    try:
-        return deployment.oldest(raw.client)
-    except (OperationFailure, DistributaryError):
-        return None
-
-
 def _lost(message: str, raw: Database[Any]) -> PositionLost:
-    oldest = _oldest(raw)
+    oldest = deployment.oldest_if_known(raw.client)
     told = "" if oldest is None else f" Its oldest operation is of {iso(oldest)}."
     return PositionLost(f"{message}{told}", "Give a later position, or `oldest`.")
 

@@ -63,6 +63,14 @@ def oldest(client: MongoClient[Any]) -> Timestamp:
     return time
 
 
+def oldest_if_known(client: MongoClient[Any]) -> Timestamp | None:
+    """Give the cluster time of the oldest operation in the history; None where the user may not see it."""
+    try:
+        return oldest(client)
+    except (OperationFailure, EnvironmentFault):
+        return None
+
+
 def refuse_loop(raw: Database[Any], written: Mapping[str, Database[Any]]) -> None:
     """Refuse databases that are the source under whatever host names; `written` has them by their section."""
     for section, database in written.items():
