@@ -269,10 +269,12 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
-        if not work.alone:
+        if work.alone:
+            free = [item for item in work.desired if not self._is_contested(item.owner)]
+            work = replace(work, desired=free)
+        elif self._changed:
             work = replace(work, checkpoint=self._mixed(work.checkpoint, work.desired))
-        desired = [item for item in work.desired if not (work.alone and self._is_contested(item.owner))]
-        *parts, last = _parts(desired)
+        *parts, last = _parts(work.desired)
         outcome = Outcome()
         for part in parts:
             ahead = replace(self.checkpoint, ahead=work.checkpoint.ahead)
