@@ -10,6 +10,7 @@ from rich.table import Table
 
 from distributary.assemble import connect
 from distributary.cli.common import config_option, console, emit_json, json_option, open_config
+from distributary.errors import Failed
 from distributary.operate.jobs import known
 from distributary.operate.status import JobStatus, job_answer
 from distributary.state import Job, JobKind
@@ -64,8 +65,11 @@ def cancel(config_path: Path | None, id: str) -> None:  # noqa: A002 - click nam
     with _jobs(config_path) as jobs:
         job_id = known(jobs, id)
         job = jobs.get(job_id)
-        jobs.cancel(job_id)
-    click.echo(f"{id} is cancelled; what it has written stays.")
+        if not jobs.cancel(job_id):
+            raise Failed(f"The job {id} can no longer be cancelled.", "It is done in a moment.")
+    builds = job is not None and job.kind in {JobKind.REBUILD, JobKind.UNDO}
+    effect = "the live collections are as they were" if builds else "what it has written stays"
+    click.echo(f"{id} is cancelled; {effect}.")
     if job is not None and job.kind is JobKind.BACKFILL:
         names = " ".join(f"--transform {name}" for name in job.transforms)
         click.echo(f"What was not built before stays so until `distributary backfill {names}`.")

@@ -31,9 +31,9 @@ def moved(checkpoint: Checkpoint, position: Position) -> Checkpoint:
     there = checkpoint.seen(checkpoint.position.time).moved(position)
     if not Move("", "", checkpoint.position, position).is_forward:
         return there
-    return replace(
-        there, transforms={name: replace(each, built=False) for name, each in there.transforms.items()}
-    )
+    unbuilt = {name: replace(each, built=False) for name, each in there.transforms.items()}
+    rebuilding = there.rebuilding if there.rebuilding and there.rebuilding.swapping else None
+    return replace(there, transforms=unbuilt, rebuilding=rebuilding)
 
 
 @dataclass(frozen=True, slots=True)
