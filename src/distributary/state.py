@@ -148,9 +148,6 @@ class Letter:
 #: The stage of a rebuild in which it can no longer be cancelled.
 SWAP = "swap/"
 
-#: The fingerprint of records that were built by several versions of a transform's code.
-MIXED = "mixed"
-
 
 class JobKind(StrEnum):
     """What a job does.

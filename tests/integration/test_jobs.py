@@ -85,7 +85,8 @@ def test_a_verb_does_not_wait_for_a_paused_job(harness: Harness) -> None:
     """Who waits for work that an operator has paused is told so."""
     with harness.process("backfill", stdout=PIPE, stderr=PIPE) as process:
         eventually(lambda: len(opened(harness)) == 2)
-        jobs(harness, "pause", str(opened(harness)[1]["_id"]))
+        (asked,) = [each for each in opened(harness) if each["reason"] == "asked for"]
+        jobs(harness, "pause", str(asked["_id"]))
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "was paused" in err

@@ -330,19 +330,6 @@ def test_what_does_not_go_together(harness: Harness, arguments: list[str]) -> No
     assert "Give transforms" in rebuild(harness, *arguments, code=2)
 
 
-def test_code_that_ran_in_between_leaves_its_transform_outdated(harness: Harness) -> None:
-    """Records that other code made do not count as built by the former code when that is taken back."""
-    harness.databases.raw.orders.update_one({"_id": 1}, {"$set": {"total": 77}})
-    harness.catch_up()
-    harness.write({"orders": OLD})
-    harness.catch_up()
-    with harness.process("status", "--json", stdout=PIPE) as process:
-        (worker,) = json.loads(process.communicate(timeout=60)[0])["workers"]
-    assert worker["transforms"]["view"]["state"] == "outdated"
-    rebuild(harness, "view")
-    harness.assert_equal()
-
-
 def test_what_a_hand_added_to_a_collection_is_taken_along(harness: Harness) -> None:
     """An index and a validator of the operator's are there after the swap."""
     derived = harness.databases.derived

@@ -27,7 +27,6 @@ from distributary.ports import (
     TooMuch,
 )
 from distributary.state import (
-    MIXED,
     Built,
     Checkpoint,
     Job,
@@ -112,12 +111,6 @@ class Committer:
         self.horizon = Horizon(checkpoint.ahead)
         self.overtaken = Overtaken()
         self._unswept: set[str] = set()
-        entries = checkpoint.transforms
-        self._changed = {
-            name
-            for name, each in transforms.items()
-            if name in entries and entries[name].fingerprint != each.fingerprint
-        }
 
     @property
     def parked(self) -> int:
@@ -272,8 +265,6 @@ class Committer:
         if work.alone:
             free = [item for item in work.desired if not self._is_contested(item.owner)]
             work = replace(work, desired=free)
-        elif self._changed:
-            work = replace(work, checkpoint=self._mixed(work.checkpoint, work.desired))
         *parts, last = _parts(work.desired)
         outcome = Outcome()
         for part in parts:
@@ -285,14 +276,6 @@ class Committer:
         return outcome + self._divided(
             replace(work, desired=last, checkpoint=replace(work.checkpoint, revision=revision))
         )
-
-    def _mixed(self, checkpoint: Checkpoint, desired: Iterable[Desired]) -> Checkpoint:
-        """Note which transforms have records of several versions of their code from now on."""
-        for name in {item.transform for item in desired} & self._changed:
-            entry = checkpoint.transforms[name]
-            if entry.fingerprint not in (MIXED, self._transforms[name].fingerprint):
-                checkpoint = checkpoint.with_built(name, replace(entry, fingerprint=MIXED))
-        return checkpoint
 
     def _divided(self, work: Work) -> Outcome:
         """Commit a transaction; one that is too large, or of which MongoDB refuses much, is halved."""
