@@ -231,7 +231,7 @@ class _Look:
             other = f"{checkpoint.source.set_name}/{checkpoint.source.database}"
             return None, None, f"the worker reads {other}, not the source of this configuration"
         lag = None if head is None else lag_seconds(head, checkpoint.position)
-        headroom = None if oldest is None else checkpoint.position.time.time - oldest.time
+        headroom = None if oldest is None else _headroom(checkpoint.position.time, oldest)
         return lag, headroom, unknown
 
     def _total(self, job: Job) -> int | None:
@@ -241,6 +241,12 @@ class _Look:
             return self.raw[job.source].estimated_document_count()
         except PyMongoError:
             return None
+
+
+def _headroom(position: Timestamp, oldest: Timestamp) -> int:
+    """Give the seconds from the oldest operation to a position; negative for one that is lost, by however little."""
+    seconds: int = position.time - oldest.time
+    return min(seconds, -1) if position < oldest else seconds
 
 
 def _worker_state(checkpoint: Checkpoint | None, *, alive: bool) -> WorkerState:
