@@ -1,7 +1,7 @@
 """Reading ahead in a scan: the next slices are read and derived while one is committed."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
@@ -10,13 +10,11 @@ from bson import Timestamp
 from distributary.change import identity
 from distributary.derive.collapse import Place
 from distributary.derive.plan import Desired
+from distributary.engine.handing import hand
 from distributary.state import BEGINNING, Letter
 
 #: Slices that wait to be committed; one more is being derived.
 DEPTH = 2
-
-#: How long the thread waits before it looks whether it should stop, in seconds.
-TICK = 0.2
 
 #: Documents of which it is remembered when they changed, at most.
 REMEMBERED = 200_000
@@ -64,20 +62,11 @@ class Ahead:
     def _take(self) -> None:
         try:
             for item in self._slices:
-                if not self._put(item):
+                if not hand(self._ready, item, self._stop):
                     return
-            self._put(End())
+            hand(self._ready, End(), self._stop)
         except BaseException as error:  # noqa: BLE001 - handed to the caller, who judges it
-            self._put(error)
-
-    def _put(self, item: Slice | End | BaseException) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._ready.put(item, timeout=TICK)
-            except Full:
-                continue
-            return True
-        return False
+            hand(self._ready, error, self._stop)
 
 
 class Overtaken:

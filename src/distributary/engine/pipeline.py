@@ -7,19 +7,17 @@ What goes wrong in a thread is raised to the caller, in order, by `next`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import Empty, Full, Queue
+from queue import Empty, Queue
 from threading import Condition, Event, Thread
 from time import monotonic
 from typing import TypeVar
 
 from distributary.engine.derivation import Derivation, Prepared
+from distributary.engine.handing import TICK, hand
 from distributary.engine.horizon import Horizon
 from distributary.ports import Batch, Source
 
 T = TypeVar("T")
-
-#: How long a thread waits before it looks whether it should stop, in seconds.
-TICK = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +98,7 @@ class Pipeline:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - handed to the caller, who judges it
-            self._put(out, error)
-
-    def _put(self, queue: Queue[T], item: T) -> None:
-        while not self._stop.is_set():
-            try:
-                queue.put(item, timeout=TICK)
-            except Full:
-                continue
-            return
+            hand(out, error, self._stop)
 
     def _read_all(self) -> None:
         while not self._stop.is_set() and not self._source.ended:
@@ -116,8 +106,8 @@ class Pipeline:
                 continue
             for batch in self._source.read(self._bounds.wait_ms):
                 self._room.take(*_extent(batch))
-                self._put(self._read, batch)
-        self._put(self._read, StreamEnded())
+                hand(self._read, batch, self._stop)
+        hand(self._read, StreamEnded(), self._stop)
 
     def _derive_all(self) -> None:
         while not self._stop.is_set():
@@ -125,7 +115,7 @@ class Pipeline:
             if isinstance(batch, BaseException):
                 raise batch
             if batch is not None:
-                self._put(self._ready, self._prepare(batch))
+                hand(self._ready, self._prepare(batch), self._stop)
                 if self._rest is None:
                     changes, size = self._taken
                     self._room.take(-changes, -size)
