@@ -23,7 +23,7 @@ from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, st
 from distributary.derive.records import Place
 from distributary.derive.shadows import shadowed, written
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
-from distributary.ports import Batch, Contrast, Copied, Finish, FinishCopy, Outcome, Snapshot, Start
+from distributary.ports import Batch, Behind, Contrast, Finish, FinishCopy, Outcome, Snapshot, Start
 from distributary.state import Checkpoint, Job, JobKind, Letter, LetterKey, ParkedLetter, SlowTransform
 
 Document = dict[str, Any]
@@ -365,7 +365,7 @@ class FakeSink:
                     records.setdefault((shadows[each.collection], each.place[1]), records[each.place])
             finish(session, Outcome())
 
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
         """Copy the next records."""
         with self.deployment.transaction() as session:
             low = ordered(after[0]) if after else (-1, 0)
@@ -373,9 +373,9 @@ class FakeSink:
             records = sorted((each for each in mine if ordered(each["_id"]) > low), key=_in_order)[:limit]
             for each in records:
                 self.deployment.rows.records.setdefault((onto, identity(each["_id"])), each)
-            copied = Copied(len(records), (records[-1]["_id"],) if len(records) == limit else ())
-            finish(session, copied)
-        return copied
+            behind = (records[-1]["_id"],) if len(records) == limit else ()
+            finish(session, behind)
+        return behind
 
     def _known(self, collections: Mapping[str, Collection[str]]) -> list[Stored]:
         """Give what is stored, without what its owner is said to have no records in."""
@@ -439,7 +439,7 @@ class FakeShelf:
             for place in [place for place in self._records if place[0] == name]:
                 del self._records[place]
 
-    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Copied:
+    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Behind:
         """Compare all that is left, at once."""
         before, now = ({each["_id"]: each for each in self._next(name, after)} for name in (old, new))
         for key, each in now.items():
@@ -452,8 +452,7 @@ class FakeShelf:
                 found.equal += 1
         for key in before.keys() - now.keys():
             found.note("removed", key)
-        keys = sorted(before.keys() | now.keys(), key=ordered)
-        return Copied(len(before) + len(now), (keys[-1],) if keys else ())
+        return ()
 
     @property
     def _records(self) -> dict[Place, Document]:

@@ -8,7 +8,7 @@ from typing import Any
 from pymongo.client_session import ClientSession
 
 from distributary.derive.plan import Desired
-from distributary.ports import CheckpointStore, Copied, Finish, FinishCopy, Outcome, Sink
+from distributary.ports import Behind, CheckpointStore, Finish, FinishCopy, Outcome, Sink
 from distributary.state import Checkpoint
 
 #: Where a commit may be interrupted, in its order.
@@ -91,7 +91,7 @@ class TappedSink:
         """Carry as the sink does."""
         self.sink.carry(transform, keys, shadows, finish, missing=missing)
 
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
         """Copy as the sink does."""
         return self.sink.copy(name, onto, after, limit, finish)
 

@@ -236,15 +236,11 @@ class ManyRefused(Exception):
 Finish = Callable[[ClientSession, Outcome], None]
 
 
-class Copied(NamedTuple):
-    """A slice of a copy or of a comparison: how many records it took, and the key behind them, empty at the end."""
-
-    records: int
-    after: tuple[Any, ...]
-
+#: The key behind a slice of a collection; empty at its end.
+Behind = tuple[Any, ...]
 
 #: Called last in the transaction of a copy.
-FinishCopy = Callable[[ClientSession, Copied], None]
+FinishCopy = Callable[[ClientSession, Behind], None]
 
 
 class Sink(Protocol):
@@ -287,7 +283,7 @@ class Sink(Protocol):
         Raises `TooMuch`.
         """
 
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
         """Copy the next records in key order into another collection, in one transaction with `finish`.
 
         What lies under their keys already stays. Fewer than `limit` are copied where they are large.
@@ -312,7 +308,7 @@ class Shelf(Protocol):
     def drop(self, name: str, known: UUID) -> None:
         """Drop a collection if it is there and has this id."""
 
-    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Copied:
+    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Behind:
         """Hold the next records of two collections in key order against each other, and count in `found`."""
 
 

@@ -17,8 +17,8 @@ from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
 from distributary.ports import (
+    Behind,
     CheckpointStore,
-    Copied,
     JobStore,
     LetterStore,
     ManyRefused,
@@ -219,9 +219,9 @@ class Committer:
         """Copy the next records of a collection, and give the job behind them; at the end nothing is behind."""
         after = job
 
-        def finish(session: ClientSession, copied: Copied) -> None:
+        def finish(session: ClientSession, behind: Behind) -> None:
             nonlocal after
-            after = replace(job, after=copied.after)
+            after = replace(job, after=behind)
             finishing(session, Outcome())
 
         finishing = _Finishing(self, Work([], [], self.checkpoint), lambda: after)

@@ -256,10 +256,10 @@ class Rebuilds:
         """Count what differs between the live collection and the one that takes its place."""
         found = Contrast(**job.report.get("collections", {}).get(name, {}))
         shadow = self._committer.checkpoint.shadows[name]
-        compared = self._shelf.compare(name, shadow, job.after, self._slices.documents, found)
+        behind = self._shelf.compare(name, shadow, job.after, self._slices.documents, found)
         collections = {**job.report.get("collections", {}), name: asdict(found)}
-        after = replace(job, after=compared.after, report={**job.report, "collections": collections})
-        return self._progress(after) if compared.after else self._advance(after)
+        after = replace(job, after=behind, report={**job.report, "collections": collections})
+        return self._progress(after) if behind else self._advance(after)
 
     def _settle(self, job: Job, _: str) -> Job:
         """Swap once shadows and live collections show the same time, and before anything else is written.

@@ -21,7 +21,7 @@ from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, st
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
 from distributary.derive.shadows import shadowed, written
 from distributary.excerpt import excerpt, key_of
-from distributary.ports import Copied, Finish, FinishCopy, ManyRefused, Outcome, TooMuch
+from distributary.ports import Behind, Finish, FinishCopy, ManyRefused, Outcome, TooMuch
 from distributary.sink.familiar import Familiar
 from distributary.sink.transaction import transact
 
@@ -279,13 +279,13 @@ class MongoSink:
             taken = {each.place[1] for each in read_records(self._database, shadow, there, self._session)}
             self._put(shadow, [each.raw for each in records if each.place[1] not in taken])
 
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Copied:
+    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
         """Copy the next records in key order into another collection, in one transaction with `finish`.
 
         What lies under their keys already stays. Fewer than `limit` are copied where they are large.
         """
 
-        def work() -> Copied:
+        def work() -> Behind:
             query = {"_id": {"$ne": after[0]}} if after else {}
             source: Any = self._database.get_collection(name, _RAW)
             found = source.find(query, limit=limit, session=self._session).hint([("_id", 1)]).sort("_id", 1)
@@ -299,14 +299,14 @@ class MongoSink:
                 records[identity(key)] = raw
                 if cut := size > LEARN_BYTES:
                     break
-            copied = Copied(len(records), last if cut or len(records) == limit else ())
+            behind = last if cut or len(records) == limit else ()
             keys = [key_of(raw) for raw in records.values()]
             there = self._database[onto].find({"_id": {"$in": keys}}, {"_id": 1}, session=self._session)
             for each in there:
                 records.pop(identity(each["_id"]), None)
             self._put(onto, list(records.values()))
-            finish(self._session, copied)
-            return copied
+            finish(self._session, behind)
+            return behind
 
         return transact(self._session, work)
 

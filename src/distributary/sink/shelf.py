@@ -16,7 +16,7 @@ from distributary.change import CODEC, identity
 from distributary.derive.records import ENGINE_FIELD
 from distributary.errors import CheckpointMoved
 from distributary.excerpt import key_of
-from distributary.ports import Contrast, Copied
+from distributary.ports import Behind, Contrast
 from distributary.sink.collections import Indexes, prepare
 
 RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
@@ -95,7 +95,7 @@ class MongoShelf:
             if error.code not in _MOVED:
                 raise
 
-    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Copied:
+    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Behind:
         """Hold the next records of two collections in key order against each other, and count in `found`.
 
         The slice ends behind the last of at most `limit` keys of the new collection, or of the old one if that has
@@ -103,17 +103,17 @@ class MongoShelf:
         """
         fresh = self._next(new, after, limit)
         behind = _behind(fresh)
-        former = self._next(old, after, limit, behind)
-        if former and (not fresh or len(former) >= limit):
+        former = self._next(old, after, limit, behind if len(fresh) >= limit else ())
+        if len(former) >= limit:
             behind = _behind(former)
-            fresh = self._next(new, after, limit, behind) if fresh else fresh
+            fresh = self._next(new, after, limit, behind)
+        ended = len(fresh) < limit and len(former) < limit
         before = {identity(key_of(each)): each for each in former}
         for record in fresh:
             _contrast(before.pop(identity(key_of(record)), None), record, found)
         for left in before.values():
             found.note("removed", key_of(left))
-        ended = len(fresh) < limit and len(former) < limit
-        return Copied(len(fresh) + len(former), () if ended else behind)
+        return () if ended else behind
 
     def _next(
         self, name: str, after: tuple[Any, ...], limit: int, until: tuple[Any, ...] = ()
