@@ -9,6 +9,8 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from bson import encode
+from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
 from distributary.state import Job, JobKind
@@ -365,3 +367,21 @@ def test_an_undo_with_the_new_code_is_refused(harness: Harness) -> None:
     rebuild(harness, "view", "--keep-previous")
     assert "deploy the former code first" in rebuild(harness, "view", "--undo", code=1)
     assert "codes__previous" in collections(harness)
+
+
+def test_keys_that_nothing_encodes_end_no_rebuild(harness: Harness) -> None:
+    """A document whose key is not valid UTF-8, the last in its order, is parked and the rebuild goes on."""
+    bad = encode({"_id": "XX", "code": "bad", "total": 1}).replace(b"XX", b"\xff\xfe")
+    harness.databases.raw.orders.insert_one(RawBSONDocument(bad))
+    harness.settings = {**harness.settings, "worker.scan_documents": "1"}
+    rebuild(harness, "view")
+    assert harness.databases.derived.orders_view.count_documents({"form": "new"}) == ORDERS
+    assert harness.databases.state.dead_letters.count_documents({}) == 1
+
+
+def test_what_vanishes_is_counted_to_the_end(harness: Harness) -> None:
+    """The answer counts records of the old collection behind the last of the new one, too."""
+    harness.write({"orders": NEW.replace("yield orders_view", "if order['_id'] < 7: yield orders_view")})
+    answer = json.loads(rebuild(harness, "view", "--json"))
+    view = answer["collections"]["orders_view"]
+    assert (view["changed"], view["removed"]) == (7, ORDERS - 7)

@@ -89,11 +89,9 @@ class Rebuilds:
     def tidy(self) -> None:
         """Drop the shadows of a rebuild that was cancelled or failed, and once those that a crash left."""
         rebuilding = self._committer.checkpoint.rebuilding
-        if rebuilding is not None:
-            job = self._jobs.get(rebuilding.job)
-            if job is None or job.done:
-                self._forget()
-        elif not self._is_tidy:
+        job = self._jobs.get(rebuilding.job) if rebuilding else None
+        is_under_way = job is not None and not job.done
+        if not is_under_way and (rebuilding is not None or not self._is_tidy):
             self._forget()
         self._is_tidy = True
 

@@ -144,10 +144,17 @@ class Slices:
         return replace(job) if part is None else self._put(job, overtaken.left(job.source, part), alone=alone)
 
     def walk_at(self, job: Job, at: Timestamp, *, alone: bool) -> Job | None:
-        """Read and commit the next slice as of a time, or as of the newest one if that is gone; None at the end."""
+        """Read and commit the next slice as of a time, or as of the newest one if that is gone; None at the end.
+
+        What has no key that a slice can start behind is done along with what comes behind it.
+        """
         job = self._bounded(job)
-        part = next(self._read(job, at), None)
-        return None if part is None else self._put(job, part, alone=alone)
+        for part in self._read(job, at):
+            after = self._put(job, part, alone=alone)
+            if after.after != job.after:
+                return after
+            job = after
+        return None
 
     def _bounded(self, job: Job) -> Job:
         """Give a scan that begins its end: what is inserted behind that comes by the stream."""
