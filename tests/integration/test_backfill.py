@@ -5,7 +5,9 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
+from bson import json_util
 
+from distributary.state import Job, JobKind
 from tests.conftest import Databases, eventually
 from tests.harness import Harness
 
@@ -180,3 +182,29 @@ def test_a_rate_is_kept(databases: Databases, tmp_path: Path) -> None:
         databases.raw.orders.insert_one({"_id": "late", "code": "late"})
         eventually(lambda: databases.derived.codes.find_one({"_id": "late"}))
         assert databases.derived.codes.count_documents({}) < 500
+
+
+@pytest.mark.parametrize(
+    ("only", "reason"),
+    [
+        ('{"$expr": {"$gt": [{"$divide": [1, "$none"]}, 0]}}', "can't $divide by zero"),
+        ('{"$where": "while (this._id == 7) {}"}', "time limit"),
+    ],
+    ids=["an error", "no end"],
+)
+def test_a_filter_that_goes_wrong_does_not_harm_the_worker(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, only: str, reason: str
+) -> None:
+    """One that fails for a document, or never ends, ends its job and nothing else."""
+    monkeypatch.setattr("distributary.source.documents.ONLY_MS", 500)
+    harness.databases.raw.orders.update_one({"_id": 7}, {"$set": {"none": 0}})
+    job = Job(None, JobKind.BACKFILL, "orders", ("coded",), "test", only=json_util.loads(only))
+    with harness.running() as worker:
+        (asked,) = worker.jobs().ask([job])
+        eventually(lambda: (found := worker.jobs().get(asked.id)) is not None and found.done)
+        found = worker.jobs().get(asked.id)
+        assert found is not None
+        assert reason in found.failure
+        harness.databases.raw.orders.insert_one({"_id": "late", "code": "late"})
+        eventually(lambda: harness.databases.derived.codes.find_one({"_id": "late"}))
+    harness.assert_equal()

@@ -8,6 +8,11 @@ from distributary.errors import Failed, PositionLost
 from distributary.operate.jobs import carry_out
 from distributary.state import Job, JobKind
 
+#: What to do about a job that failed, other than a replay or a rebuild.
+_CURES = {
+    JobKind.BACKFILL: "What was derived before stays. Correct --filter, and try it with `find` on the source first."
+}
+
 
 def follow(
     assembled: Assembled, jobs: Sequence[Job], label: str, unit: str = "documents", *, as_json: bool
@@ -19,7 +24,5 @@ def follow(
         if job.failure and job.kind is JobKind.REPLAY:
             raise PositionLost(job.failure, "Replay from `oldest`, or run `distributary backfill`.")
         if job.failure:
-            raise Failed(
-                job.failure, "Correct that and run this again; the live collections are as they were."
-            )
+            raise Failed(job.failure, _CURES.get(job.kind, "The live collections are as they were."))
     return done

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 from bson import Timestamp
+from pymongo.errors import OperationFailure
 
 from distributary.change import identity
 from distributary.derive.batch import is_storable
@@ -13,6 +14,7 @@ from distributary.derive.plan import Desired
 from distributary.engine.ahead import Ahead, End, Slice
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, letters
+from distributary.engine.retry import Verdict, judge, reason
 from distributary.ports import Snapshot, TooMuch
 from distributary.state import BEGINNING, Job, JobKind, Letter, LetterKey
 
@@ -23,11 +25,17 @@ SCAN = "scan"
 PARKED = "parked"
 
 
+TIME_IS_UP = 50  # MaxTimeMSExpired
+
 #: How long a slice waits for what is read ahead, in seconds, before the stream has its turn.
 WAIT_SECONDS = 0.05
 
 #: Seconds that the commit of a slice should take at most: as long does the stream wait for it.
 SLICE_SECONDS = 0.5
+
+
+class BadQuery(Exception):
+    """MongoDB refuses a query that somebody has given, or takes too long for it."""
 
 
 class Slices:
@@ -104,12 +112,19 @@ class Slices:
     def fetched(
         self, source: str, keys: Sequence[Any], only: Mapping[str, Any] | None = None
     ) -> tuple[Sequence[Any], Snapshot]:
-        """Read the documents of these keys, or of the first ones that fit; gives which."""
+        """Read the documents of these keys, or of the first ones that fit; gives which.
+
+        Raises `BadQuery` when that is because of `only`: it must not hold the worker up.
+        """
         while True:
             try:
                 return keys, self.derivation.documents.fetch(source, keys, only=only)
             except TooMuch as error:
                 keys = keys[: error.fit]
+            except OperationFailure as error:
+                if only is None or (judge(error) is Verdict.TRANSIENT and error.code != TIME_IS_UP):
+                    raise
+                raise BadQuery(reason(error)) from error
 
     def _missing(self, source: str, snapshot: Snapshot, keys: Sequence[Any]) -> Sequence[Any]:
         """Give the keys whose records go when their documents are missing: none, when the collection is kept."""
@@ -120,11 +135,19 @@ class Slices:
 
     def _end(self, job: Job, at: Timestamp | None) -> tuple[Sequence[Any], Snapshot]:
         """Read the last document of a scan; it may be gone."""
-        return job.until, self.derivation.documents.fetch(job.source, job.until, at, job.only)
+        if job.only is not None:
+            return self.fetched(job.source, job.until, job.only)
+        return job.until, self.derivation.documents.fetch(job.source, job.until, at)
 
     def _scan(self, job: Job) -> Job:
-        """Derive the next documents."""
-        after = self.walk(job)
+        """Derive the next documents; a query that cannot be carried out ends the job with a failure."""
+        try:
+            after = self.walk(job)
+        except BadQuery as error:
+            self.close()
+            failed = replace(job, failure=f"The filter cannot be carried out: {error}", done=True)
+            self.committer.progress(failed, self.committer.checkpoint)
+            return failed
         return self._advance(job, self.committer.checkpoint.ahead) if after is None else after
 
     def walk(self, job: Job, *, alone: bool = False) -> Job | None:

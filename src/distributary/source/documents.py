@@ -23,6 +23,9 @@ RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDo
 #: SnapshotTooOld, SnapshotUnavailable: the server no longer keeps the state of that cluster time.
 GONE_SNAPSHOT = frozenset({239, 246})
 
+#: Milliseconds for a query that somebody has given, of which nobody knows how long it takes.
+ONLY_MS = 10_000
+
 Document = dict[str, Any]
 
 
@@ -85,7 +88,7 @@ class Documents:
         """
         query = _by_key(keys)
         if only:
-            query["filter"] = {"$and": [query["filter"], only]}
+            query |= {"filter": {"$and": [query["filter"], only]}, "maxTimeMS": ONLY_MS}
         return self._read(collection, query, at)
 
     def _read(self, collection: str, query: Document, at: Timestamp | None) -> Snapshot:
