@@ -7,7 +7,7 @@ import pytest
 from bson import Timestamp
 
 from distributary.ports import JobStore
-from distributary.state import Job, JobKind
+from distributary.state import SWAP, Job, JobKind
 from distributary.store.jobs import Jobs
 from tests.conftest import Client, Databases
 from tests.contract.making import Transaction, aborted, job, transactions
@@ -39,12 +39,15 @@ class JobStoreContract:
         whole = Job(
             None, JobKind.DERIVE, "raw", ("f", "g"), "why", sweep=True, keys=(1, "x", {"a": 1}),
             foreign=(("a", 1), ("b", {"p": 2})), stage="scan", after=(7,), documents=3, total=9,
-            code={"f": "1", "g": "2"}, gap=GAP, written=4, removed=5,
+            code={"f": "1", "g": "2"}, gap=GAP, written=4, removed=5, failure="why not",
+            only={"total": {"$gt": 3}}, span=GAP, keep=True, until=({"k": 2},), report={"kept": {"a": [1]}},
         )  # fmt: skip
         asked = store.ask([whole, whole])
         assert asked[0].id != asked[1].id
         assert store.open() == asked
         assert [replace(each, id=None) for each in asked] == [whole, whole]
+        assert store.get(asked[0].id) == asked[0]
+        assert store.get("none") is None
 
     def test_the_oldest_comes_first(self, store: JobStore) -> None:
         """Jobs are done in the order in which they were asked for."""
@@ -60,7 +63,7 @@ class JobStoreContract:
         first, second = store.ask([job("a"), job("b")])
         further = replace(first, stage="scan", after=({"k": 1},), documents=5)
         with transaction() as session:
-            store.save(further, session)
+            assert store.save(further, session)
         assert store.next() == further
         with transaction() as session:
             store.save(replace(further, done=True), session)
@@ -144,11 +147,22 @@ class TestMongoJobs(JobStoreContract):
         assert jobs.cancel(asked.id)
         assert jobs.next() is None
         with transaction() as session:
-            jobs.save(replace(asked, documents=7), session)
+            assert not jobs.save(replace(asked, documents=7), session)
         assert jobs.open() == []
         found = jobs.get(asked.id)
         assert found is not None
         assert (found.cancelled, found.documents) == (True, 0)
+
+    def test_a_rebuild_that_swaps_is_not_cancelled(self, databases: Databases, make: Make) -> None:
+        """Before, it can be, and is known as declined."""
+        make("w")
+        jobs = Jobs(databases.state, "w")
+        rebuild = Job(None, JobKind.REBUILD, "raw", ("f",), "why")
+        first, second = jobs.ask([rebuild, replace(rebuild, stage=SWAP)])
+        assert jobs.cancel(first.id)
+        assert not jobs.cancel(second.id)
+        assert [each.id for each in jobs.open()] == [second.id]
+        assert [each.id for each in jobs.declined()] == [first.id]
 
     def test_only_open_jobs_of_the_worker_are_halted(self, databases: Databases, make: Make) -> None:
         """Those of another worker, and those that are done, are left alone."""

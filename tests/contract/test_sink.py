@@ -21,14 +21,21 @@ Content = dict[tuple[str, Any], tuple[str, Any, int, int]]
 #: Collections in which each transform may have records.
 COLLECTIONS = {"f": ["a", "b"], "g": ["a", "b"]}
 
+#: A collection that is written along with "a".
+SHADOWS = {"a": "c"}
+
 
 def done(_session: ClientSession, _outcome: Outcome) -> None:
     """Finish a transaction with nothing more."""
 
 
+def nothing(_session: ClientSession, _behind: tuple[Any, ...]) -> None:
+    """Finish a copy with nothing more."""
+
+
 def write(sink: Sink, items: Sequence[Desired], **options: Any) -> Outcome:
     """Write with nothing to finish."""
-    return sink.write(items, COLLECTIONS, done, **options)
+    return sink.write(items, options.pop("collections", COLLECTIONS), done, **options)
 
 
 class SinkContract:
@@ -137,6 +144,88 @@ class SinkContract:
         assert (first, second) == ([1, 2], [3, "x"])
         assert sink.swept("a", "f", (second[-1],), 2) == []
 
+    # --- shadows --------------------------------------------------------------------------------------------
+
+    def test_shadows_are_written_along(self, sink: Sink, content: Callable[[], Content]) -> None:
+        """With what their collections have, and only theirs."""
+        write(sink, [desired(1, ("a", 1, 1), ("b", 1, 1))], shadows=SHADOWS)
+        assert content().keys() == {("a", 1), ("b", 1), ("c", 1)}
+        write(sink, [desired(1, ("a", 2, 1), time=2)], shadows=SHADOWS)
+        assert content().keys() == {("a", 2), ("c", 2)}
+
+    def test_shadows_alone(self, sink: Sink, content: Callable[[], Content]) -> None:
+        """The collections that they belong to stay as they are."""
+        write(sink, [desired(1, ("a", 1, 1))])
+        outcome = write(sink, [desired(1, ("a", 2, 2), time=2)], shadows=SHADOWS, alone=True)
+        assert content() == {("a", 1): ("f", 1, 1, 1), ("c", 2): ("f", 1, 2, 2)}
+        assert dict(outcome.inserted) == {"c": 1}
+        assert not outcome.released
+
+    def test_each_side_is_planned_for_itself(self, sink: Sink, content: Callable[[], Content]) -> None:
+        """A key that is taken in a shadow is contested there, told of the collection, and written in that."""
+        write(sink, [desired(1, ("a", 1, 1))], shadows=SHADOWS, alone=True)
+        outcome = write(sink, [desired(2, ("a", 1, 2))], shadows=SHADOWS)
+        assert content() == {("a", 1): ("f", 2, 1, 2), ("c", 1): ("f", 1, 1, 1)}
+        (contest,) = outcome.contests
+        assert (contest.place, contest.desired.key, contest.holder) == (("a", 1), 2, Owner("f", 1))
+
+    def test_who_is_contested_is_left_out_of_shadows(
+        self, sink: Sink, content: Callable[[], Content]
+    ) -> None:
+        """What a document cannot have in the collections, it does not get in their shadows either."""
+        write(sink, [desired(1, ("a", 1, 1))])
+        outcome = write(sink, [desired(2, ("a", 1, 2))], shadows=SHADOWS)
+        assert content() == {("a", 1): ("f", 1, 1, 1)}
+        assert [contest.desired.key for contest in outcome.contests] == [2]
+
+    def test_records_are_carried(self, sink: Sink, content: Callable[[], Content]) -> None:
+        """Documents have in the shadows what they have in the collections, whatever they had there before."""
+        write(sink, [desired(1, ("a", 1, 1), ("b", 1, 1)), desired(2, ("a", 2, 1))])
+        write(sink, [desired(1, ("a", 3, 3), time=3)], shadows=SHADOWS, alone=True)
+        sink.carry("f", lambda _: [1], SHADOWS, done)
+        assert content().keys() == {("a", 1), ("a", 2), ("b", 1), ("c", 1)}
+
+    def test_what_another_one_has_stays(self, sink: Sink, content: Callable[[], Content]) -> None:
+        """Of a document, what is free is carried."""
+        write(sink, [desired(1, ("a", 1, 1), ("a", 2, 1))])
+        write(sink, [desired(2, ("a", 1, 2))], shadows=SHADOWS, alone=True)
+        sink.carry("f", lambda _: [1], SHADOWS, done)
+        shadow = {key: told[1] for (name, key), told in content().items() if name == "c"}
+        assert shadow == {1: 2, 2: 1}
+
+    def test_only_who_has_nothing_is_carried(self, sink: Sink, content: Callable[[], Content]) -> None:
+        """With `missing`, a document that has a record in a shadow keeps that."""
+        write(sink, [desired(1, ("a", 1, 1)), desired(2, ("a", 2, 1))])
+        write(sink, [desired(1, ("a", 3, 3), time=3)], shadows=SHADOWS, alone=True)
+        sink.carry("f", lambda _: [1, 2], SHADOWS, done, missing=True)
+        assert {key for name, key in content() if name == "c"} == {3, 2}
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 50])
+    def test_collections_are_copied(self, sink: Sink, content: Callable[[], Content], limit: int) -> None:
+        """All of it, slice by slice; what lies under a key already stays."""
+        write(sink, [desired(key, ("a", key, key)) for key in range(5)])
+        write(sink, [desired(9, ("c", 2, 99))], collections={"f": ["c"]})
+        behind = sink.copy("a", "c", (), limit, nothing)
+        while behind:
+            behind = sink.copy("a", "c", behind, limit, nothing)
+        copied = {key: told[3] for (name, key), told in content().items() if name == "c"}
+        assert copied == {0: 0, 1: 1, 2: 99, 3: 3, 4: 4}
+
+    def test_what_is_carried_and_copied_is_part_of_its_transaction(
+        self, sink: Sink, content: Callable[[], Content]
+    ) -> None:
+        """Without its end there is nothing of it."""
+
+        def abort(*_: object) -> None:
+            raise Abort
+
+        write(sink, [desired(1, ("a", 1, 1))])
+        with pytest.raises(Abort):
+            sink.carry("f", lambda _: [1], SHADOWS, abort)
+        with pytest.raises(Abort):
+            sink.copy("a", "c", (), 10, abort)
+        assert content().keys() == {("a", 1)}
+
 
 class TestFakeSink(SinkContract):
     """The fake keeps the contract."""
@@ -168,14 +257,14 @@ class TestMongoSink(SinkContract):
     @pytest.fixture
     def sink(self, databases: Databases) -> Iterator[Sink]:
         """Give the real sink."""
-        prepare(databases.derived, [("a", []), ("b", [])])
+        prepare(databases.derived, [("a", []), ("b", []), ("c", [])])
         with databases.client.start_session() as session:
             yield MongoSink(databases.derived, session)
 
     @pytest.fixture
     def content(self, databases: Databases) -> Callable[[], Content]:
         """Give what is stored."""
-        return lambda: dict(_told(name, each) for name in "ab" for each in databases.derived[name].find())
+        return lambda: dict(_told(name, each) for name in "abc" for each in databases.derived[name].find())
 
     @pytest.fixture
     def foreign(self, databases: Databases) -> Callable[[str, Any], None]:

@@ -206,6 +206,38 @@ class DocumentsContract:
             writer.insert("a", {"_id": key})
         assert [each["_id"] for each in documents.scan("a", (0,), 2, skip=1).documents] == [2, 3]
 
+    def test_a_scan_ends_in_front_of_a_key(self, documents: Documents, writer: Writer) -> None:
+        """Whatever its type, and whether or not there is such a document; keys are read in the same way."""
+        for key in (1, 2, 3, "a", "b"):
+            writer.insert("a", {"_id": key, "v": 0})
+        assert [each["_id"] for each in documents.scan("a", (1,), 9, until=("a",)).documents] == [2, 3]
+        assert [each["_id"] for each in documents.scan("a", (), 9, until=(2.5,)).documents] == [1, 2]
+        assert documents.keys("a", (2,), 9, until=("b",)).documents == [{"_id": 3}, {"_id": "a"}]
+        assert documents.keys("a", (1,), 2, skip=1).documents == [{"_id": 3}, {"_id": "a"}]
+
+    def test_a_scan_may_be_of_the_past(self, documents: Documents, writer: Writer) -> None:
+        """With a time, it shows what there was then."""
+        writer.insert("a", {"_id": 1, "v": 1})
+        before = documents.fetch("a", [1]).time
+        writer.update("a", 1, v=2)
+        writer.insert("a", {"_id": 2, "v": 2})
+        then = documents.scan("a", (), 9, at=before)
+        assert (then.time, then.documents) == (before, [{"_id": 1, "v": 1}])
+
+    def test_the_last_key_is_told(self, documents: Documents, writer: Writer) -> None:
+        """In the order of a scan; there is none without a document."""
+        assert documents.last("a") == ()
+        for key in ("x", 3, "a"):
+            writer.insert("a", {"_id": key})
+        assert documents.last("a") == ("x",)
+
+    def test_a_query_leaves_documents_out(self, documents: Documents, writer: Writer) -> None:
+        """Of those that are asked for, the ones that match."""
+        for key in range(4):
+            writer.insert("a", {"_id": key, "v": key % 2})
+        found = documents.fetch("a", [0, 1, 3], only={"v": 1}).documents
+        assert sorted(each["_id"] for each in found) == [1, 3]
+
     def test_keys_that_exist_are_told(self, documents: Documents, writer: Writer) -> None:
         """Of the documents nothing but their key is read."""
         writer.insert("a", {"_id": 1, "v": 1})
