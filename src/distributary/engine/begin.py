@@ -95,13 +95,16 @@ def _rebuilds(wanted: Wanted, changed: Sequence[str], known_jobs: Sequence[Job])
     }
     collections = {name: sorted(each.collections) for name, each in wanted.transforms.items()}
     return [
-        Job(None, JobKind.REBUILD, wanted.transforms[group[0]].source, group, CHANGED, code=_of(code, group))
+        Job(
+            None,
+            JobKind.REBUILD,
+            wanted.transforms[group[0]].source,
+            group,
+            CHANGED,
+            code={name: code[name] for name in group},
+        )
         for group in groups(collections, [name for name in changed if name not in asked])
     ]
-
-
-def _of(code: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
-    return {name: code[name] for name in names}
 
 
 def _refuse_other_source(wanted: Wanted, before: Checkpoint) -> None:

@@ -1,6 +1,6 @@
 """Committing: what a batch yields, its dead letters and jobs, the checkpoint and last the fence, together."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -189,15 +189,19 @@ class Committer:
         """Commit a job's progress and a checkpoint without any record; raises `Unwanted` if that matters."""
         self._commit(Work([], [], checkpoint, asked, progress=job, due=due, wanted=wanted))
 
-    def carry(self, job: Job, transform: str, kinds: Collection[LetterKind]) -> None:
-        """Let parked documents of these kinds have in the shadows what they have in the live collections.
+    def carry(self, job: Job, transform: str, *, contested: bool) -> None:
+        """Let parked documents have in the shadows what they have in the live collections.
 
-        Those that are contested only where they have nothing there: one may be free in a shadow.
+        Those that are contested, only where they have nothing there (one may be free in a shadow), or all others.
         """
-        parked = [each for each in self._parked.values() if each.key.transform == transform]
-        keys = [each.key for each in parked if each.kind in kinds and is_storable(each.key.key)]
-        for start in range(0, len(keys), CARRIED):
-            self._carry(job, transform, keys[start : start + CARRIED], missing=LetterKind.CONTESTED in kinds)
+        keys = [
+            each.key
+            for each in self._parked.values()
+            if each.key.transform == transform and (each.kind is LetterKind.CONTESTED) is contested
+        ]
+        storable = [key for key in keys if is_storable(key.key)]
+        for start in range(0, len(storable), CARRIED):
+            self._carry(job, transform, storable[start : start + CARRIED], missing=contested)
 
     def _carry(self, job: Job, transform: str, keys: Sequence[LetterKey], *, missing: bool) -> None:
         def still_parked(session: ClientSession) -> list[Any]:
@@ -217,17 +221,16 @@ class Committer:
 
     def copy(self, job: Job, name: str, onto: str, limit: int) -> Job:
         """Copy the next records of a collection, and give the job behind them; at the end nothing is behind."""
-        after = job
+        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
 
         def finish(session: ClientSession, behind: Behind) -> None:
-            nonlocal after
-            after = replace(job, after=behind)
+            nonlocal finishing
+            finishing = _Finishing(self, Work([], [], self.checkpoint, progress=replace(job, after=behind)))
             finishing(session, Outcome())
 
-        finishing = _Finishing(self, Work([], [], self.checkpoint), lambda: after)
-        self._stores.sink.copy(name, onto, job.after, limit, finish)
+        behind = self._stores.sink.copy(name, onto, job.after, limit, finish)
         self.checkpoint = finishing.checkpoint
-        return after
+        return replace(job, after=behind)
 
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
         """Commit parked documents that were derived again; gives how many are parked no more."""
@@ -418,15 +421,13 @@ class Committer:
 class _Finishing:
     """The end of one transaction; called again when it is repeated, and then the last call counts."""
 
-    def __init__(self, committer: Committer, work: Work, progress: Callable[[], Job] | None = None) -> None:
+    def __init__(self, committer: Committer, work: Work) -> None:
         self._committer = committer
         self._work = work
-        self._progress = progress
         self._finished = Finished([], [], work.checkpoint)
 
     def __call__(self, session: ClientSession, outcome: Outcome) -> None:
-        work = self._work if self._progress is None else replace(self._work, progress=self._progress())
-        self._finished = self._committer.finish(work, session, outcome)
+        self._finished = self._committer.finish(self._work, session, outcome)
 
     @property
     def letters(self) -> list[Letter]:

@@ -15,7 +15,7 @@ from distributary.engine.commit import Unwanted, job_for
 from distributary.engine.slices import Slices
 from distributary.log import get_logger
 from distributary.ports import Contrast, Shelf
-from distributary.state import SWAP, Checkpoint, Job, JobKind, LetterKey, LetterKind, Rebuilding, Shadow
+from distributary.state import SWAP, Checkpoint, Job, JobKind, LetterKey, Rebuilding, Shadow
 
 log = get_logger()
 
@@ -268,8 +268,8 @@ class Rebuilds:
         if checkpoint.ahead > checkpoint.position.time or checkpoint.rebuilding is None:
             return job
         for name in job.transforms:
-            self._committer.carry(job, name, {LetterKind.FAILED, LetterKind.REFUSED})
-            self._committer.carry(job, name, {LetterKind.CONTESTED})
+            self._committer.carry(job, name, contested=False)
+            self._committer.carry(job, name, contested=True)
         swapping = replace(job, stage=SWAP, after=())
         rebuilding = replace(self._committer.checkpoint.rebuilding or checkpoint.rebuilding, swapping=True)
         try:
