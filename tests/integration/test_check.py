@@ -8,6 +8,7 @@ from subprocess import PIPE
 from typing import Any, NamedTuple
 
 import pytest
+from bson import Timestamp
 
 from distributary.operate.privileges import NEEDS, Role
 from tests.conftest import Databases
@@ -98,6 +99,16 @@ def test_people_get_a_line_for_each_finding(harness: Harness) -> None:
 def test_a_young_history_is_a_warning(harness: Harness) -> None:
     """The hours that the history reaches back are told; a server started just now has few."""
     assert any("source history: reaches back" in each for each in check(harness).of("warning"))
+
+
+def test_a_lost_position_is_a_warning(harness: Harness) -> None:
+    """One that is in the history is fine; of one that is not, it is told what a worker would do."""
+    harness.catch_up()
+    assert any(each.startswith("position: ") for each in check(harness).of("ok"))
+    ago = {"$set": {"position.time": Timestamp(1, 1)}}
+    harness.databases.state.checkpoints.update_one({"_id": "default"}, ago)
+    (told,) = [each for each in check(harness).of("warning") if each.startswith("position: ")]
+    assert "is lost: the history reaches back to" in told
 
 
 def test_unsuitable_sources_are_faults(harness: Harness) -> None:

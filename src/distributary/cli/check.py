@@ -64,6 +64,7 @@ def _deployments(config: Config, plugged: Registry | None) -> Iterator[Finding]:
                 raw=databases.raw,
                 derived=databases.derived,
                 state=databases.state,
+                worker=config.worker.name,
                 registry=plugged,
                 max_records=config.worker.max_records,
                 explain=of_driver,

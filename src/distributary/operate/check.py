@@ -27,9 +27,10 @@ from distributary.derive.registry import Registry
 from distributary.derive.transform import Failure, Transform
 from distributary.errors import ConfigurationError, DistributaryError, EnvironmentFault
 from distributary.operate.privileges import Lack, Place, Role, granted, lacks
+from distributary.operate.status import iso
 from distributary.sink.collections import refuse_unsuitable
 from distributary.source import deployment
-from distributary.store.checkpoints import CHECKPOINTS
+from distributary.store.checkpoints import CHECKPOINTS, Checkpoints
 from distributary.store.jobs import JOBS
 from distributary.store.lease import LEASES
 from distributary.store.letters import LETTERS
@@ -109,6 +110,7 @@ class Preflight:
     raw: Database[Any]
     derived: Database[Any]
     state: Database[Any]
+    worker: str
     registry: Registry | None
     max_records: int
     explain: Explain
@@ -128,6 +130,7 @@ class Preflight:
             yield from self._derived_side()
         if reached:
             yield from self._guarded("loop", self._loop)
+            yield from self._guarded("position", self._position)
             yield from self._guarded("sample", self._sample)
 
     def _derived_side(self) -> Found:
@@ -231,6 +234,21 @@ class Preflight:
     def _loop(self) -> Found:
         deployment.refuse_loop(self.raw, {"derived": self.derived, "state": self.state})
         yield ok("loop", "what is written is not read again.")
+
+    def _position(self) -> Found:
+        """Look whether the worker's position, if there is one, is still in the history."""
+        checkpoint, oldest = (
+            Checkpoints(self.state).load(self.worker),
+            deployment.oldest_if_known(self.raw.client),
+        )
+        if checkpoint is None or oldest is None:
+            return
+        if checkpoint.position.time >= oldest:
+            yield ok("position", f"{iso(checkpoint.position.time)} is in the history.")
+            return
+        lost = f"{iso(checkpoint.position.time)} is lost: the history reaches back to {iso(oldest)} only."
+        cure = 'A worker derives everything again, or ends with exit code 4 if worker.on_lost_position is "fail".'
+        yield Finding(Level.WARNING, "position", lost, cure)
 
     # --- the transforms -------------------------------------------------------------------------------------
 
