@@ -31,11 +31,31 @@ class Record(NamedTuple):
     fields: Mapping[str, Any]
 
 
+class Section(NamedTuple):
+    """One section of a shared record; made by `DerivedCollection.section`."""
+
+    collection: "DerivedCollection"
+    key: Any
+    name: str
+    fields: Mapping[str, Any]
+
+
+class Item(NamedTuple):
+    """One item in a list of a shared record; made by `DerivedCollection.item`."""
+
+    collection: "DerivedCollection"
+    key: Any
+    name: str
+    item_key: Any
+    fields: Mapping[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
 class DerivedCollection:
     """A collection of the derived database that transforms fill.
 
-    `indexes`: each a field name or a list of them; a leading `-` means descending.
+    `indexes`: each a field name or a list of them; a leading `-` means descending. A collection holds either records,
+    or shared records that are made of sections and items.
     """
 
     name: str
@@ -44,6 +64,20 @@ class DerivedCollection:
     def record(self, key: Any, fields: Mapping[str, Any]) -> Record:
         """Give a record of its own, stored as `{_id: key, **fields}`."""
         return new_tuple(Record, (self, key, fields))
+
+    def section(self, key: Any, name: str, fields: Mapping[str, Any]) -> Section:
+        """Give a section of the shared record under `key`, stored as `{_id: key, name: fields}`.
+
+        Other transforms may have other sections and items of the same record; it exists as long as one of them does.
+        """
+        return new_tuple(Section, (self, key, name, fields))
+
+    def item(self, key: Any, name: str, item_key: Any, fields: Mapping[str, Any]) -> Item:
+        """Give an item in a list of the shared record under `key`: `{_id: key, name: [{_id: item_key, **fields}]}`.
+
+        The list is sorted by the items' keys in BSON order; a list without items is absent.
+        """
+        return new_tuple(Item, (self, key, name, item_key, fields))
 
 
 Place = tuple[str, Identity]  # derived collection, identity of the record's key
