@@ -23,6 +23,7 @@ from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, st
 from distributary.derive.records import Place
 from distributary.derive.shadows import shadowed, written
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
+from distributary.parts import is_parts, shared_of
 from distributary.ports import Batch, Behind, Contrast, Finish, FinishCopy, Outcome, Snapshot, Start
 from distributary.state import Checkpoint, Job, JobKind, Letter, LetterKey, ParkedLetter, SlowTransform
 
@@ -308,7 +309,7 @@ class FakeSink:
             if shadows:
                 contested = {each.desired.owner for each in outcome.contests}
                 items = shadowed([item for item in desired if item.owner not in contested], shadows)
-                beside = self._planned(items, written(collections, shadows), unplugged)
+                beside = self._planned(items, written(collections, shadows), unplugged, shadows)
                 beside.removed.update(collection for collection, _ in beside.released)
                 lives = {shadow: name for name, shadow in shadows.items()}
                 contests = [
@@ -323,6 +324,7 @@ class FakeSink:
         desired: Sequence[Desired],
         collections: Mapping[str, Collection[str]],
         unplugged: Collection[str],
+        shadows: Mapping[str, str] = MappingProxyType({}),
     ) -> Outcome:
         plan = reconcile(desired, self._known(collections), unplugged)
         self._apply(plan)
@@ -330,6 +332,12 @@ class FakeSink:
         outcome.inserted.update({name: len(writes) for name, writes in plan.inserts.items()})
         outcome.replaced.update({name: len(writes) for name, writes in plan.replaces.items()})
         outcome.released += [(name, key) for name, keys in plan.deletes.items() for key in keys]
+        touched = {name for some in (plan.inserts, plan.replaces, plan.deletes) for name in some}
+        lives = {shadow: name for name, shadow in shadows.items()}
+        for parts in touched:
+            live = lives.get(parts, parts)
+            if is_parts(live):
+                self._assemble(parts, shadows.get(shared_of(live), shared_of(live)))
         return outcome
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
@@ -363,9 +371,37 @@ class FakeSink:
             for each in stored:
                 if each.collection in shadows and each.owner in wanted:
                     records.setdefault((shadows[each.collection], each.place[1]), records[each.place])
+            for collection, shadow in shadows.items():
+                if is_parts(collection):
+                    self._assemble(shadow, shadows[shared_of(collection)])
             finish(session, Outcome())
 
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+    def share(self, collections: Iterable[str]) -> None:
+        """Nothing has to be there before parts are written."""
+
+    def _assemble(self, parts: str, shared: str) -> None:
+        """Put all shared records of a collection together from their parts."""
+        records = self.deployment.rows.records
+        for place in [each for each in records if each[0] == shared]:
+            del records[place]
+        mine = [each for place, each in records.items() if place[0] == parts]
+        for each in sorted(mine, key=lambda each: ordered(each["_id"].get("i"))):
+            key, name = each["_id"]["k"], each["_id"]["s"]
+            whole = records.setdefault((shared, identity(key)), {"_id": key, "_src": {"shared": True}})
+            if "i" in each["_id"]:
+                whole.setdefault(name, []).append(each["f"])
+            else:
+                whole[name] = each["f"]
+
+    def copy(
+        self,
+        name: str,
+        onto: str,
+        after: tuple[Any, ...],
+        limit: int,
+        finish: FinishCopy,
+        shared: str | None = None,
+    ) -> Behind:
         """Copy the next records."""
         with self.deployment.transaction() as session:
             low = ordered(after[0]) if after else (-1, 0)
@@ -373,6 +409,8 @@ class FakeSink:
             records = sorted((each for each in mine if ordered(each["_id"]) > low), key=_in_order)[:limit]
             for each in records:
                 self.deployment.rows.records.setdefault((onto, identity(each["_id"])), each)
+            if shared is not None:
+                self._assemble(onto, shared)
             behind = (records[-1]["_id"],) if len(records) == limit else ()
             finish(session, behind)
         return behind

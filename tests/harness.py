@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from textwrap import dedent
 from threading import Thread
 from typing import Any
 
-from bson import encode
+from bson import decode, encode
 
 from distributary.assemble import Assembled, connect, registry
 from distributary.change import CODEC, identity
@@ -20,6 +20,7 @@ from distributary.derive.registry import Registry
 from distributary.derive.transform import Failure, derive
 from distributary.engine.worker import Goal
 from distributary.errors import LeaseLost
+from distributary.parts import is_parts, shared_of
 from tests.conftest import Databases
 
 #: The module that most tests use: one record of its own, a fan-out, a key that moves, a condition.
@@ -126,17 +127,21 @@ class Harness:
         """
         plugged = self.registry
         result: dict[str, dict[Any, bytes]] = {name: {} for name in plugged.collections}
+        parts: dict[str, list[dict[str, Any]]] = {}
         for transform in plugged.transforms.values():
             for document in self.databases.raw[transform.source].find():
                 output = derive(transform, document, 10_000)
                 for record in [] if isinstance(output, Failure) else output:
-                    result[record.collection][record.identity] = record.body
-        return result
+                    if is_parts(record.collection):
+                        parts.setdefault(shared_of(record.collection), []).append(decode(record.body, CODEC))
+                    else:
+                        result[record.collection][record.identity] = record.body
+        return result | {name: put_together(some) for name, some in parts.items()}
 
     def derived(self) -> dict[str, dict[Any, bytes]]:
         """Give what is stored, in the form of `recomputed`."""
         return {
-            name: {identity(each["_id"]): _content(each) for each in self.databases.derived[name].find()}
+            name: {identity(each["_id"]): content(each) for each in self.databases.derived[name].find()}
             for name in self.registry.collections
         }
 
@@ -164,6 +169,27 @@ def _recorded(assembled: Assembled, died: list[BaseException]) -> None:
         died.append(error)
 
 
-def _content(document: dict[str, Any]) -> bytes:
-    document.pop("_src", None)
+def put_together(parts: Iterable[dict[str, Any]]) -> dict[Any, bytes]:
+    """Give shared records of which these are all parts; keys of items are numbers, or all of them text."""
+    records: dict[Any, dict[str, Any]] = {}
+    for part in sorted(parts, key=lambda part: _rank(part["_id"].get("i"))):
+        key, name = part["_id"]["k"], part["_id"]["s"]
+        record = records.setdefault(identity(key), {"_id": key})
+        if "i" in part["_id"]:
+            record.setdefault(name, []).append(part["f"])
+        else:
+            record[name] = part["f"]
+    return {key: content(record) for key, record in records.items()}
+
+
+def _rank(key: Any) -> tuple[int, Any]:
+    """Give the order of some BSON keys: numbers before text before documents."""
+    return (0, key) if isinstance(key, int | float) else (1, key) if isinstance(key, str) else (2, str(key))
+
+
+def content(document: dict[str, Any]) -> bytes:
+    """Give a record's content; that of a shared one in the order of its sections' names."""
+    source = document.pop("_src", None)
+    if source is None or source.get("shared"):
+        document = {name: document[name] for name in sorted(document)}
     return encode(document, codec_options=CODEC)

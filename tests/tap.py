@@ -1,6 +1,6 @@
 """Interrupting a worker at a point of its commits."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -91,9 +91,21 @@ class TappedSink:
         """Carry as the sink does."""
         self.sink.carry(transform, keys, shadows, finish, missing=missing)
 
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+    def copy(
+        self,
+        name: str,
+        onto: str,
+        after: tuple[Any, ...],
+        limit: int,
+        finish: FinishCopy,
+        shared: str | None = None,
+    ) -> Behind:
         """Copy as the sink does."""
-        return self.sink.copy(name, onto, after, limit, finish)
+        return self.sink.copy(name, onto, after, limit, finish, shared)
+
+    def share(self, collections: Iterable[str]) -> None:
+        """Make ready as the sink does."""
+        self.sink.share(collections)
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys."""

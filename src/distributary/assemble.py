@@ -114,7 +114,7 @@ class Assembled:
         checkpoints = Checkpoints(databases.state)
         with databases.derived.client.start_session() as session:
             stores = Stores(
-                MongoSink(databases.derived, session, self.commits),
+                MongoSink(databases.derived, databases.state, session, self.commits),
                 checkpoints,
                 Letters(databases.state, name),
                 Jobs(databases.state, name),
@@ -221,7 +221,7 @@ class Assembled:
             newest=lambda: deployment.newest(databases.raw.client),
             oldest=lambda: deployment.oldest_if_known(databases.raw.client),
             prepare=self._prepare,
-            shelf=MongoShelf(databases.derived, self._indexes()),
+            shelf=MongoShelf(databases.derived, databases.state, self._indexes()),
             draw=lambda: token_hex(4),
             told=lambda documents: self.slow.over(self.commits.behind(documents)),
         )

@@ -54,3 +54,10 @@ def key_of(document: bytes) -> Any:
     """Give the key of a document."""
     element = key_element(document)
     return key_of_element(element) if element else excerpt(document, ("_id",))["_id"]
+
+
+def behind_key(document: bytes) -> bytes:
+    """Give the document that is the value of the field behind the key, in BSON."""
+    start = 4 + len(key_element(document))
+    start = document.index(b"\0", start) + 1
+    return document[start : start + int.from_bytes(document[start : start + 4], "little")]

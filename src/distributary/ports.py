@@ -1,7 +1,7 @@
 """The interfaces between the engine and what it drives, and the values that cross them."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
@@ -283,11 +283,23 @@ class Sink(Protocol):
         Raises `TooMuch`.
         """
 
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+    def copy(
+        self,
+        name: str,
+        onto: str,
+        after: tuple[Any, ...],
+        limit: int,
+        finish: FinishCopy,
+        shared: str | None = None,
+    ) -> Behind:
         """Copy the next records in key order into another collection, in one transaction with `finish`.
 
-        What lies under their keys already stays. Fewer than `limit` are copied where they are large.
+        What lies under their keys already stays. Fewer than `limit` are copied where they are large. Of parts that are
+        copied, the records in `shared` are put together anew.
         """
+
+    def share(self, collections: Iterable[str]) -> None:
+        """Make ready for the parts of these collections' shared records; what is there stays."""
 
 
 class Shelf(Protocol):

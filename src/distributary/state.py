@@ -9,9 +9,10 @@ from uuid import UUID
 from bson import Timestamp
 
 from distributary.change import Position
+from distributary.parts import parts_of
 
 #: The format of what is written to the state database; a checkpoint of a newer one is refused.
-FORMAT = 2
+FORMAT = 3
 
 BEGINNING = Timestamp(0, 0)
 
@@ -35,7 +36,8 @@ class SourceIdentity:
 class Built:
     """What is known of one transform's records.
 
-    `collections`: every derived collection it ever wrote. `built`: whether every existing document of its
+    `collections`: every derived collection it ever wrote; `shared`: those of them in which it has sections or items of
+    shared records. `built`: whether every existing document of its
     source went through it. `fingerprint`: of the code that built them. `unplugged`: the worker ran without
     it since, so that its records are behind.
     """
@@ -45,6 +47,12 @@ class Built:
     collections: frozenset[str]
     built: bool
     unplugged: bool = False
+    shared: frozenset[str] = frozenset()
+
+    @property
+    def places(self) -> frozenset[str]:
+        """The collections in which records or parts of it may lie."""
+        return self.collections | {parts_of(name) for name in self.shared}
 
 
 class Shadow(NamedTuple):
@@ -103,6 +111,11 @@ class Checkpoint:
     def with_built(self, name: str, built: Built) -> "Checkpoint":
         """Give the checkpoint with one transform's entry replaced."""
         return replace(self, transforms={**self.transforms, name: built})
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """The derived collections of shared records."""
+        return frozenset[str]().union(*(built.shared for built in self.transforms.values()))
 
     def left_behind(self, named: Iterable[str]) -> list[str]:
         """Give the collections that some transform once wrote and that are not among those `named` now."""

@@ -153,7 +153,7 @@ class TestMongoShelf(ShelfContract):
     @pytest.fixture
     def shelf(self, databases: Databases) -> Shelf:
         """Give the real shelf."""
-        return MongoShelf(databases.derived, {})
+        return MongoShelf(databases.derived, databases.state, {})
 
     @pytest.fixture
     def store(self, databases: Databases) -> Store:

@@ -259,7 +259,7 @@ class TestMongoSink(SinkContract):
         """Give the real sink."""
         prepare(databases.derived, [("a", []), ("b", []), ("c", [])])
         with databases.client.start_session() as session:
-            yield MongoSink(databases.derived, session)
+            yield MongoSink(databases.derived, databases.state, session)
 
     @pytest.fixture
     def content(self, databases: Databases) -> Callable[[], Content]:

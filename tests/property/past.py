@@ -1,7 +1,7 @@
 """What documents were, and what is shown of them: a stored state never gives way to an older one."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bson import encode
@@ -12,6 +12,9 @@ from distributary.derive.plan import Owner
 from distributary.derive.records import Place
 from distributary.derive.transform import Failure, Transform, derive
 from distributary.engine.rebuild import SHADOW
+from distributary.parts import is_parts
+from tests.conftest import Databases
+from tests.harness import content, put_together
 
 #: What lies under each key, and whose it is.
 Shown = Mapping[Place, tuple[Owner, bytes]]
@@ -20,17 +23,35 @@ Shown = Mapping[Place, tuple[Owner, bytes]]
 Records = Mapping[Place, bytes]
 
 
-def shown(derived: Database[Any]) -> Shown:
-    """Read everything that is stored, but for what is still to take its place."""
+def shown(databases: Databases) -> Shown:
+    """Read everything that is stored, but for what is still to take its place.
+
+    Shared records have to agree with their parts, which are read in their stead.
+    """
     found: dict[Place, tuple[Owner, bytes]] = {}
-    for collection in derived.list_collection_names():
-        if SHADOW in collection:
-            continue
-        for document in derived[collection].find():
-            source = document.pop("_src")
-            owner = Owner(source["by"], identity(source["key"]))
-            found[collection, identity(document["_id"])] = owner, encode(document, codec_options=CODEC)
+    whole: dict[Identity, bytes] = {}
+    for collection, document in _documents(databases.derived):
+        if document["_src"].get("shared"):
+            whole[identity(document["_id"])] = content(document)
+        else:
+            found |= _owned(collection, document)
+    parts = [each for each in _documents(databases.state) if is_parts(each[0])]
+    for collection, document in parts:
+        found |= _owned(collection, document)
+    assert whole == put_together(document for _, document in parts), "a shared record differs from its parts"
     return found
+
+
+def _documents(database: Database[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for collection in database.list_collection_names():
+        if SHADOW not in collection:
+            yield from ((collection, document) for document in database[collection].find())
+
+
+def _owned(collection: str, document: dict[str, Any]) -> dict[Place, tuple[Owner, bytes]]:
+    source = document.pop("_src")
+    owner = Owner(source["by"], identity(source["key"]))
+    return {(collection, identity(document["_id"])): (owner, encode(document, codec_options=CODEC))}
 
 
 class Past:

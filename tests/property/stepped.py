@@ -98,7 +98,7 @@ class Stepped:
         self.session = databases.derived.client.start_session()
         checkpoints = Checkpoints(databases.state)
         stores = Stores(
-            TappedSink(MongoSink(databases.derived, self.session), tap),
+            TappedSink(MongoSink(databases.derived, databases.state, self.session), tap),
             TappedCheckpoints(checkpoints, tap),
             Letters(databases.state, name),
             Jobs(databases.state, name),

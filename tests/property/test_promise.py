@@ -62,6 +62,7 @@ HEAD = """
     from distributary import DerivedCollection, transform
 
     codes = DerivedCollection("codes")
+    wholes = DerivedCollection("wholes")
 """
 BODY = """
     {name}_records = DerivedCollection("{name}_records")
@@ -78,6 +79,9 @@ BODY = """
             yield {name}_lines.record({{"of": document["_id"], "line": line + {name}_twist}}, {{"value": line}})
         for code in document["codes"]:
             yield codes.record((code + {name}_twist) % 3, {{"by": "{name}", "value": document["value"]}})
+            yield wholes.item(code, "{name}_items", document["_id"], {{"value": document["value"]}})
+        if document["lines"] == 2:
+            yield wholes.section({name}_twist, "{name}_section", {{"value": document["value"]}})
 """
 
 
@@ -476,13 +480,13 @@ class Promise(RuleBasedStateMachine):
         self._worker = None
 
     def _check(self) -> None:
-        records = shown(self._databases.derived)
+        records = shown(self._databases)
         self._checked(lambda: Comparison(self._databases, self._registry, self._outdated, records).check())
         self._past.built(self._twists)
 
     def _look_back(self) -> None:
         """After every commit: nothing that is stored is older than what was stored before."""
-        self._past.check(shown(self._databases.derived))
+        self._past.check(shown(self._databases))
 
 
 class Comparison:

@@ -11,9 +11,10 @@ from distributary.derive.fingerprint import Code
 from distributary.derive.records import ENGINE_FIELD, DerivedCollection
 from distributary.derive.transform import Function, Mark
 from distributary.errors import Fault
+from distributary.parts import PARTS
 
 #: MongoDB's limit on `database.collection` is 255 bytes, and a database name takes up to 63 of them.
-MAX_DERIVED_NAME_BYTES = 255 - 63 - 1
+MAX_DERIVED_NAME_BYTES = 255 - 63 - 1 - len(PARTS)
 MAX_SOURCE_NAME_BYTES = 255 - 1 - 1
 
 #: MongoDB's limit on the fields of one index.
@@ -262,6 +263,8 @@ def _name_problem(name: object, limit: int) -> str:
         "it is empty": not name,
         "it has a dollar sign": "$" in name,
         "it has a null character": "\0" in name,
+        f"names with {PARTS!r} in front are the engine's": name.startswith(PARTS)
+        and limit == MAX_DERIVED_NAME_BYTES,
         "it starts with 'system.'": name.startswith("system."),
         "it starts or ends with a dot, or has two in a row": "" in name.split("."),
         "it cannot be written as UTF-8": any("\ud800" <= letter <= "\udfff" for letter in name),

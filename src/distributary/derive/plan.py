@@ -80,7 +80,7 @@ LENGTH_END = 1 + len(ENGINE_FIELD) + 1 + 4
 def stored(collection: str, document: dict[str, Any], raw: bytes) -> Stored:
     """Read a derived document; whatever a hand did to its engine field, it is read as something."""
     key, origin = document["_id"], document.get(ENGINE_FIELD)
-    return new_tuple(Stored, ((collection, identity(key)), key, _owner(origin), _version(origin), raw))
+    return new_tuple(Stored, ((collection, identity(key)), key, _owner(origin), version_in(origin), raw))
 
 
 def _owner(origin: Any) -> Owner | None:
@@ -89,7 +89,8 @@ def _owner(origin: Any) -> Owner | None:
     return None
 
 
-def _version(origin: Any) -> Version:
+def version_in(origin: Any) -> Version:
+    """Read the version in an engine's field."""
     if (
         isinstance(origin, dict)
         and isinstance(origin.get("at"), Timestamp)
@@ -118,12 +119,13 @@ class Contest(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """The writes of a batch, by derived collection; `deletes` holds keys.
+    """The writes of a batch, by derived collection; `deletes` holds keys, `removers` who yields each no more.
 
     Deletes come first, so that what they free can be taken.
     """
 
     deletes: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    removers: dict[str, list[Desired]] = field(default_factory=lambda: defaultdict(list))
     replaces: dict[str, list[Write]] = field(default_factory=lambda: defaultdict(list))
     inserts: dict[str, list[Write]] = field(default_factory=lambda: defaultdict(list))
     contests: list[Contest] = field(default_factory=list)
@@ -254,3 +256,4 @@ class _Reconciliation:
         for left in self.owned.get(item.owner, ()):
             if left.place not in self.claims:
                 result.deletes[left.collection].append(left.key)
+                result.removers[left.collection].append(item)

@@ -9,6 +9,7 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from distributary.change import CODEC, Identity, Version, identity, new_tuple
+from distributary.parts import called, parts_of
 
 #: The one top-level field of a derived document that belongs to distributary.
 ENGINE_FIELD = "_src"
@@ -172,9 +173,7 @@ def encode_record(item: object, source: RawDocument, tail: int) -> EncodedRecord
     On the path of every record: what is right passes few checks, what is wrong is looked at again to say why.
     """
     if item.__class__ is not Record:
-        raise BadRecord(
-            f"yielded {type(item).__name__} {item!r:.80}, not a record; use collection.record(...)"
-        )
+        return _encode_part(item, source, tail)
     collection, key, fields = item
     if key.__class__ not in _PLAIN_KEYS:
         _check_key(collection, key)
@@ -189,6 +188,68 @@ def encode_record(item: object, source: RawDocument, tail: int) -> EncodedRecord
             f"record {_name(collection, key)} has {len(document):,} bytes; MongoDB's limit is 16 MB"
         )
     return new_tuple(EncodedRecord, ((collection.name, identity(key)), key, document, tail))
+
+
+def _encode_part(item: object, source: RawDocument, tail: int) -> EncodedRecord:
+    """Encode a section or an item as a part: `{_id: {k: key, s: name, i: item key}, f: fields, _src: …}`.
+
+    `f` is what the shared record shows, so that an item has its key in there, too.
+    """
+    if not isinstance(item, Section | Item):
+        raise BadRecord(
+            f"yielded {type(item).__name__} {item!r:.80}, not a record; use collection.record(...)"
+        )
+    collection, shown = item.collection, dict(_mapping(item))
+    _check_key(collection, item.key)
+    key, name = (
+        {"k": item.key, "s": item.name},
+        called(parts_of(collection.name), {"k": item.key, "s": item.name}),
+    )
+    if problem := _part_name_problem(item.name):
+        raise BadRecord(f"{name}: the name of a section or list {problem}")
+    if bad := next((each for each in shown if str(each)[:1] == "$"), None):
+        raise BadRecord(f"{name}: field {bad!r} starts with a dollar sign")
+    if isinstance(item, Item):
+        _check_item(name, item.item_key, shown)
+        key["i"] = item.item_key
+        shown = {"_id": item.item_key, **shown}
+    try:
+        document = encode({"_id": key, "f": shown, ENGINE_FIELD: source}, codec_options=CODEC)
+    except (BSONError, UnicodeError, TypeError, OverflowError, RecursionError) as error:
+        raise BadRecord(f"{name} cannot be stored as BSON: {error}") from error
+    if len(document) > MAX_RECORD_BYTES:
+        raise BadRecord(f"{name} has {len(document):,} bytes; MongoDB's limit is 16 MB")
+    return EncodedRecord((parts_of(collection.name), identity(key)), key, document, tail)
+
+
+def _mapping(item: Section | Item) -> Mapping[str, Any]:
+    fields: object = item.fields
+    if not isinstance(fields, Mapping):
+        name = called(parts_of(item.collection.name), {"k": item.key, "s": item.name})
+        raise BadRecord(f"{name}: fields must be a dict, not {type(fields).__name__}")
+    return fields
+
+
+def _part_name_problem(name: object) -> str:
+    if not isinstance(name, str):
+        return f"must be a string, not {type(name).__name__}"
+    rules = {
+        "is empty": not name,
+        "has a dot, which MongoDB takes for a path": "." in name,
+        "starts with a dollar sign": name[:1] == "$",
+        "has a null character": "\0" in name,
+        f"is {name!r}, which is not the author's": name in {"_id", ENGINE_FIELD},
+    }
+    return next((rule for rule, broken in rules.items() if broken), "")
+
+
+def _check_item(name: str, key: Any, fields: Mapping[str, Any]) -> None:
+    if key is None:
+        raise BadRecord(f"an item of {name} has no key (None)")
+    if isinstance(key, list | tuple | Regex) or hasattr(key, "pattern"):
+        raise BadRecord(f"an item of {name} has the key {key!r:.80}: it can be no list and no regex")
+    if "_id" in fields:
+        raise BadRecord(f"{name}[{key!r:.80}] has a field '_id'; the key is given to item(...)")
 
 
 def _check_key(collection: DerivedCollection, key: Any) -> None:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from distributary.derive.found import Declared, Found, Marked, all_declared, faults, index_keys
 from distributary.derive.records import DerivedCollection
-from distributary.derive.transform import Transform
+from distributary.derive.transform import Shapes, Transform
 from distributary.errors import ConfigurationError, Fault
 
 __all__ = ["Declared", "Found", "Marked", "Registry", "build", "faults", "index_keys"]
@@ -84,6 +84,8 @@ def transform_of(marked: Marked) -> Transform:
 
 
 def _registry(transforms: Sequence[Transform], declared: Sequence[Declared]) -> Registry:
+    shapes = Shapes()
+    transforms = [replace(transform, shapes=shapes) for transform in transforms]
     sources = tuple(sorted({transform.source for transform in transforms}))
     by_source = {
         source: tuple(transform for transform in transforms if transform.source == source)

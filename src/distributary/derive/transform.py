@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from types import GeneratorType
 from typing import Any, NamedTuple, TypeVar
@@ -11,11 +11,14 @@ from distributary.derive.records import (
     NO_ORIGIN,
     BadRecord,
     EncodedRecord,
+    Item,
     RawDocument,
     Record,
+    Section,
     encode_record,
     tail_of,
 )
+from distributary.parts import called, is_parts, shared_of
 
 Function = Callable[[dict[str, Any]], Iterable[Record] | Record | None]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,11 +34,59 @@ class Mark(NamedTuple):
     name: str
 
 
+#: What is said of a collection of shared records.
+SHARED = "shared records"
+
+
+class Shapes:
+    """What derived collections are made of, as far as transforms of one registry have yielded it.
+
+    A collection holds records or shared records, and a name in those is that of a section or of a list. What is stored
+    already or was yielded first holds for the process; who yields the other one has a fault in the code.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: dict[tuple[str, str], str] = {}
+        self._shared: dict[str, set[str]] = {}
+
+    def of(self, transform: str) -> frozenset[str]:
+        """Give the collections of whose shared records a transform has yielded parts."""
+        return frozenset(self._shared.get(transform, ()))
+
+    def know(self, shared: Iterable[str]) -> None:
+        """Learn which collections hold shared records from what is stored."""
+        for collection in shared:
+            self._shapes[collection, ""] = SHARED
+
+    def note(self, transform: str, records: Iterable[EncodedRecord], collections: Iterable[str]) -> None:
+        """Learn from what one document yields, or raise `BadRecord`."""
+        parts = False
+        for collection in collections:
+            kind = SHARED if is_parts(collection) else "records"
+            self._check((shared_of(collection), ""), kind, shared_of(collection))
+            if is_parts(collection):
+                parts = True
+                if shared_of(collection) not in self._shared.get(transform, ()):
+                    self._shared[transform] = {*self._shared.get(transform, ()), shared_of(collection)}
+        for place, key, _, _ in records if parts else ():
+            if is_parts(place[0]):
+                kind = "a list of items" if "i" in key else "a section"
+                self._check((place[0], key["s"]), kind, f"{shared_of(place[0])}.{key['s']}")
+
+    def _check(self, thing: tuple[str, str], kind: str, name: str) -> None:
+        known = self._shapes.setdefault(thing, kind)
+        if known != kind:
+            raise BadRecord(
+                f"{name!r} is {known} elsewhere, and here it is {kind}; give one of them another name"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Transform:
     """A pure function from one document of `source` to records, found in a transform module.
 
-    `collections` are the derived collections that its code names; `place` is `file:line`.
+    `collections` are the derived collections that its code names; `place` is `file:line`. `shapes` is common to all
+    transforms of a registry.
     """
 
     name: str
@@ -44,6 +95,12 @@ class Transform:
     fingerprint: str
     collections: frozenset[str]
     place: str
+    shapes: Shapes = field(default_factory=Shapes, compare=False, repr=False)
+
+    @property
+    def shared(self) -> frozenset[str]:
+        """The collections of shared records to which it has contributed in this process."""
+        return self.shapes.of(self.name)
 
 
 class Failure(NamedTuple):
@@ -106,12 +163,14 @@ def _encoded(transform: Transform, output: object, limit: int, source: RawDocume
     places = {record[0] for record in records}
     if len(places) < len(records):
         raise BadRecord(_repeated(records))
-    for collection in {place[0] for place in places}:
-        if collection not in transform.collections:
+    collections = {place[0] for place in places}
+    for collection in collections:
+        if shared_of(collection) not in transform.collections:
             raise BadRecord(
-                f"yielded a record of {collection!r}, which the transform's code does not name; "
+                f"yielded a record of {shared_of(collection)!r}, which the transform's code does not name; "
                 "declare it at the module's top level and use it by its name"
             )
+    transform.shapes.note(transform.name, records, collections)
     return records
 
 
@@ -120,7 +179,7 @@ def _items(output: object) -> Iterable[object]:
         return ()
     if output.__class__ is GeneratorType or output.__class__ is list:
         return output
-    if isinstance(output, Record | str | bytes | dict) or not isinstance(output, Iterable):
+    if isinstance(output, Record | Section | Item | str | bytes | dict) or not isinstance(output, Iterable):
         return (output,)
     return output
 
@@ -129,7 +188,7 @@ def _repeated(records: list[EncodedRecord]) -> str:
     seen = set()
     for place, key, _, _ in records:
         if place in seen:
-            return f"yielded {place[0]}[{key!r:.80}] twice from one document"
+            return f"yielded {called(place[0], key)} twice from one document"
         seen.add(place)
     raise AssertionError("no key is repeated")
 

@@ -16,6 +16,7 @@ from distributary.engine.ahead import Overtaken
 from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
+from distributary.parts import called
 from distributary.ports import (
     Behind,
     CheckpointStore,
@@ -129,6 +130,9 @@ class Committer:
         due = (
             [each.key for each in self._parked.values() if each.kind is LetterKind.CONTESTED] if freed else []
         )
+        self._stores.sink.share(self.checkpoint.shared)
+        for transform in self._transforms.values():
+            transform.shapes.know(self.checkpoint.shared)
         if self.checkpoint.revision:
             jobs = [*asked, *self._stores.jobs.open()]
             self._unswept = {job.source for job in jobs if job.sweep}
@@ -219,8 +223,11 @@ class Committer:
         else:
             self.checkpoint = finishing.checkpoint
 
-    def copy(self, job: Job, name: str, onto: str, limit: int) -> Job:
-        """Copy the next records of a collection, and give the job behind them; at the end nothing is behind."""
+    def copy(self, job: Job, name: str, onto: str, limit: int, shared: str | None = None) -> Job:
+        """Copy the next records of a collection, and give the job behind them; at the end nothing is behind.
+
+        Of parts that are copied, the records in `shared` are put together anew.
+        """
         finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
 
         def finish(session: ClientSession, behind: Behind) -> None:
@@ -228,7 +235,7 @@ class Committer:
             finishing = _Finishing(self, Work([], [], self.checkpoint, progress=replace(job, after=behind)))
             finishing(session, Outcome())
 
-        behind = self._stores.sink.copy(name, onto, job.after, limit, finish)
+        behind = self._stores.sink.copy(name, onto, job.after, limit, finish, shared)
         self.checkpoint = finishing.checkpoint
         return replace(job, after=behind)
 
@@ -265,6 +272,8 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
+        self._share()
+        work = replace(work, checkpoint=self._sharing(work.checkpoint))
         if work.alone:
             free = [item for item in work.desired if not self._is_contested(item.owner)]
             work = replace(work, desired=free)
@@ -279,6 +288,22 @@ class Committer:
         return outcome + self._divided(
             replace(work, desired=last, checkpoint=replace(work.checkpoint, revision=revision))
         )
+
+    def _share(self) -> None:
+        """Note to which shared records transforms contribute, before they do so for the first time."""
+        sharing = self._sharing(self.checkpoint)
+        if sharing is not self.checkpoint:
+            self._stores.sink.share(sharing.shared)
+            self.save(sharing)
+
+    def _sharing(self, checkpoint: Checkpoint) -> Checkpoint:
+        for name, transform in self._transforms.items():
+            built = checkpoint.transforms.get(name)
+            if built is not None and not transform.shared <= built.shared:
+                checkpoint = checkpoint.with_built(
+                    name, replace(built, shared=built.shared | transform.shared)
+                )
+        return checkpoint
 
     def _divided(self, work: Work) -> Outcome:
         """Commit a transaction; one that is too large, or of which MongoDB refuses much, is halved."""
@@ -310,7 +335,7 @@ class Committer:
         entries = work.checkpoint.transforms
         outcome = self._stores.sink.write(
             work.desired,
-            {name: built.collections for name, built in entries.items()},
+            {name: built.places for name, built in entries.items()},
             finishing,
             work.foreign,
             [name for name, built in entries.items() if built.unplugged],
@@ -381,7 +406,7 @@ class Committer:
         """Give the letters of contested documents; a retry that finds a rival is done again with all and it."""
         for contest in outcome.contests:
             place = (contest.place[0], contest.key)
-            reason = f"yields {_name(*place)}, which source document {contest.holder.identity!r:.80} owns"
+            reason = f"yields {called(*place)}, which source document {contest.holder.identity!r:.80} owns"
             letter = self._letter(
                 contest.desired, LetterKind.CONTESTED, f"{reason} ({contest.holder.transform})"
             )
@@ -496,12 +521,9 @@ def _end(owner: Owner, holders: Mapping[Owner, Owner]) -> Owner:
     return owner
 
 
-def _name(collection: str, key: Any) -> str:
-    return f"{collection}[{key!r:.80}]"
-
-
 def entry(transform: Transform, before: Built | None, *, built: bool) -> Built:
     """Give a transform's entry in the checkpoint: the collections it names now and those it ever wrote."""
     ever: frozenset[str] = before.collections if before else frozenset()
     fingerprint = before.fingerprint if before else transform.fingerprint
-    return Built(transform.source, fingerprint, ever | transform.collections, built)
+    shared: frozenset[str] = before.shared if before else frozenset()
+    return Built(transform.source, fingerprint, ever | transform.collections, built, shared=shared)

@@ -14,6 +14,7 @@ from distributary.derive.transform import Transform
 from distributary.engine.commit import Unwanted, job_for
 from distributary.engine.slices import Slices
 from distributary.log import get_logger
+from distributary.parts import is_parts, parts_of, shared_of
 from distributary.ports import Contrast, Shelf
 from distributary.state import SWAP, Checkpoint, Job, JobKind, LetterKey, Rebuilding, Shadow
 
@@ -102,6 +103,11 @@ class Rebuilds:
         named = [each.collections for each in self._plugged() if each.name in job.transforms]
         return sorted(frozenset[str]().union(*named))
 
+    def _places(self, job: Job) -> list[str]:
+        """Give those collections and those of their parts, whether they turn out to have any or not."""
+        collections = self._collections(job)
+        return [*map(parts_of, collections), *collections]
+
     def _sources(self, job: Job) -> list[str]:
         return sorted({each.source for each in self._plugged() if each.name in job.transforms})
 
@@ -114,20 +120,20 @@ class Rebuilds:
         if rebuilding is None or rebuilding.job != job.id:
             return False
         there = self._shelf.ids()
-        return rebuilding.shadows.keys() == set(self._collections(job)) and all(
+        return rebuilding.shadows.keys() == set(self._places(job)) and all(
             there.get(each.name) == each.id for each in rebuilding.shadows.values()
         )
 
     def _stages(self, job: Job) -> list[str]:
-        collections, sources = self._collections(job), self._sources(job)
+        places, sources = self._places(job), self._sources(job)
         undo = job.kind is JobKind.UNDO
         return [
-            *(f"copy/{name}" for name in collections if name in job.report.get("kept", {})),
-            *(f"seed/{name}" for name in collections if undo),
-            *(f"sweep/{by}/{name}" for by in job.transforms for name in collections if undo),
+            *(f"copy/{name}" for name in places if name in job.report.get("kept", {})),
+            *(f"seed/{name}" for name in places if undo),
+            *(f"sweep/{by}/{name}" for by in job.transforms for name in places if undo),
             *(f"scan/{source}" for source in sources),
             *(f"again/{source}" for source in sources),
-            *(f"compare/{name}" for name in collections),
+            *(f"compare/{name}" for name in self._collections(job)),
             "settle/",
         ]
 
@@ -147,9 +153,9 @@ class Rebuilds:
     def _begin(self, job: Job) -> Job:
         """Make the shadows, and from then on write them along with the live collections."""
         self._forget()
-        there, collections = self._shelf.ids(), self._collections(job)
-        made = {name: self._made(name) for name in collections}
-        kept = {name: self._made(name) for name in collections if job.keep and name in there}
+        there, places = self._shelf.ids(), self._places(job)
+        made = {name: self._made(name) for name in places}
+        kept = {name: self._made(name) for name in places if job.keep and name in there}
         report = {"kept": {name: [each.name, each.id] for name, each in kept.items()}} if kept else {}
         begun = replace(job, after=(), documents=0, report=report)
         begun = replace(begun, stage=self._stages(begun)[0])
@@ -213,10 +219,15 @@ class Rebuilds:
         return self._copied(job, name, job.report["kept"][name][0])
 
     def _seed(self, job: Job, name: str) -> Job | None:
-        return self._copied(job, f"{name}{PREVIOUS}", self._committer.checkpoint.shadows[name])
+        """Copy what was kept into the shadow; shared records follow from their parts, which come first."""
+        there, shadows = self._shelf.ids(), self._committer.checkpoint.shadows
+        if f"{name}{PREVIOUS}" not in there or f"{parts_of(name)}{PREVIOUS}" in there:
+            return None
+        shared = shadows[shared_of(name)] if is_parts(name) else None
+        return self._copied(job, f"{name}{PREVIOUS}", shadows[name], shared)
 
-    def _copied(self, job: Job, name: str, onto: str) -> Job | None:
-        after = self._committer.copy(job, name, onto, self._slices.documents)
+    def _copied(self, job: Job, name: str, onto: str, shared: str | None = None) -> Job | None:
+        after = self._committer.copy(job, name, onto, self._slices.documents, shared)
         return after if after.after else None
 
     def _sweep(self, job: Job, name: str) -> Job | None:
@@ -289,6 +300,9 @@ class Rebuilds:
         kept = {f"{name}{PREVIOUS}": Shadow(*each) for name, each in job.report.get("kept", {}).items()}
         for name, shadow in {**checkpoint.rebuilding.shadows, **kept}.items():
             there = self._shelf.ids()
+            if is_parts(name) and shared_of(name) not in checkpoint.shared:
+                self._shelf.drop(shadow.name, shadow.id)
+                continue
             if there.get(name) == shadow.id:
                 continue
             if there.get(shadow.name) != shadow.id:
@@ -304,7 +318,7 @@ class Rebuilds:
         asked = self._following(job, checkpoint)
         self._committer.progress(done, replace(checkpoint, rebuilding=None), asked, due)
         if job.kind is JobKind.UNDO:
-            self._drop(f"{name}{PREVIOUS}" for name in self._collections(job))
+            self._drop(f"{name}{PREVIOUS}" for name in self._places(job))
         log.info("rebuilt", transforms=list(job.transforms), collections=self._collections(job))
         return done
 
@@ -327,7 +341,8 @@ class Rebuilds:
         checkpoint, there = self._committer.checkpoint, self._shelf.ids()
         claimed = self._slices.stores.checkpoints.claimed(checkpoint.worker)
         written = {name for built in checkpoint.transforms.values() for name in built.collections}
-        left = {name: known for name, known in there.items() if _shadowed(name) in written - claimed.keys()}
+        mine = written - claimed.keys()
+        left = {name: known for name, known in there.items() if shared_of(_shadowed(name)) in mine}
         if checkpoint.rebuilding is not None or left:
             self._committer.save(replace(checkpoint, rebuilding=None))
         for name, known in left.items():
@@ -349,17 +364,18 @@ class Rebuilds:
         claimed = self._slices.stores.checkpoints.claimed(checkpoint.worker)
         if not job.stage:
             left = [name for name in checkpoint.left_behind(named | claimed.keys()) if name in job.keys]
-            report = {"dropped": left, "ids": {name: there[name] for name in left if name in there}}
+            places = [*left, *map(parts_of, left)]
+            report = {"dropped": left, "ids": {name: there[name] for name in places if name in there}}
             return self._progress(replace(job, stage="drop/", report=report))
         dropped: list[str] = [name for name in job.report["dropped"] if name not in named]
         ids: Mapping[str, UUID] = job.report["ids"]
-        for name in dropped:
+        for name in [*dropped, *map(parts_of, dropped)]:
             if name in ids:
                 self._shelf.drop(name, ids[name])
         for name, built in checkpoint.transforms.items():
-            checkpoint = checkpoint.with_built(
-                name, replace(built, collections=built.collections - set(dropped))
-            )
+            gone = set(dropped)
+            left_of = replace(built, collections=built.collections - gone, shared=built.shared - gone)
+            checkpoint = checkpoint.with_built(name, left_of)
         log.info("dropped", collections=dropped)
         done = replace(job, done=True, keys=(), documents=len(dropped), report={"dropped": dropped})
         return self._progress(done, checkpoint)

@@ -307,7 +307,7 @@ class Slices:
         if not job.sweep:
             return [SCAN]
         names = [name for name in job.transforms if name in entries]
-        records = [f"{name}/{each}" for name in names for each in sorted(entries[name].collections)]
+        records = [f"{name}/{each}" for name in names for each in sorted(entries[name].places)]
         return [*records, PARKED, SCAN]
 
     def _advance(self, job: Job, shown: Timestamp) -> Job:

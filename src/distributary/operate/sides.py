@@ -15,11 +15,13 @@ from distributary.change import CODEC, Identity, Version, identity
 from distributary.derive.batch import Derived, is_storable
 from distributary.derive.plan import Owner, Stored
 from distributary.derive.registry import Registry
+from distributary.derive.shared import Whole, assembled
 from distributary.engine.derivation import Derivation
 from distributary.errors import Failed
 from distributary.operate.comparison import Comparison, Difference, Found, Kind
+from distributary.parts import is_parts, parts_of
 from distributary.ports import Snapshot
-from distributary.sink.mongo import read_records
+from distributary.sink.mongo import read_parts, read_records
 from distributary.source import deployment
 from distributary.source.documents import Documents
 from distributary.state import Built, Checkpoint
@@ -55,7 +57,7 @@ def scope_of(registry: Registry, names: Collection[str], checkpoint: Checkpoint)
         elif built.fingerprint != transform.fingerprint:
             outdated.append(name)
         else:
-            compared[name] = built.collections | transform.collections
+            compared[name] = built.places | transform.collections
     left_behind = sorted(checkpoint.transforms.keys() - registry.transforms.keys())
     return Scope(compared, tuple(outdated), tuple(not_built), tuple(left_behind))
 
@@ -67,8 +69,11 @@ def _is_built(built: Built, source: str) -> bool:
 class Moment:
     """The derived deployment at one moment: a checkpoint, and the records that were committed with it."""
 
-    def __init__(self, derived: Database[Any], checkpoint: Checkpoint, session: ClientSession) -> None:
-        self._derived = derived.with_options(read_preference=ReadPreference.PRIMARY)
+    def __init__(
+        self, derived: Database[Any], state: Database[Any], checkpoint: Checkpoint, session: ClientSession
+    ) -> None:
+        self._derived = derived.with_options(CODEC, ReadPreference.PRIMARY)
+        self._state = state.with_options(CODEC, ReadPreference.PRIMARY)
         self._session = session
         self.checkpoint = checkpoint
 
@@ -88,12 +93,31 @@ class Moment:
         """Give the records that a transform has stored for source keys in one derived collection."""
         for some in chunks(keys, QUERY_KEYS):
             query = {"_src.by": transform, "_src.key": {"$in": some}}
-            yield from read_records(self._derived, collection, query, self._session)
+            yield from read_records(self._in(collection), collection, query, self._session)
 
     def stored_under(self, keys: Sequence[Any], collection: str) -> Iterator[Stored]:
         """Give the records with these keys."""
         for some in chunks(keys, QUERY_KEYS):
-            yield from read_records(self._derived, collection, {"_id": {"$in": some}}, self._session)
+            yield from read_records(self._in(collection), collection, {"_id": {"$in": some}}, self._session)
+
+    def _in(self, collection: str) -> Database[Any]:
+        return self._state if is_parts(collection) else self._derived
+
+    def next_records(self, collection: str, after: tuple[Any, ...], limit: int) -> list[dict[str, Any]]:
+        """Give the next records behind a key, in the order of keys."""
+        query = {"_id": {"$ne": after[0]}} if after else {}
+        found = self._derived[collection].find(query, limit=limit, session=self._session)
+        found = found.hint([("_id", 1)]).sort("_id", 1)
+        return list(found.min([("_id", after[0])]) if after else found)
+
+    def records_under(self, collection: str, keys: Sequence[Any]) -> list[dict[str, Any]]:
+        """Give the records with these keys."""
+        storable = [key for key in keys if is_storable(key)]
+        return list(self._derived[collection].find({"_id": {"$in": storable}}, session=self._session))
+
+    def wholes(self, collection: str, query: Mapping[str, Any]) -> Iterator[Whole]:
+        """Put shared records together from those of their parts that match a query, in the order of keys."""
+        yield from assembled(read_parts(self._state, parts_of(collection), dict(query), self._session))
 
 
 class Compared(NamedTuple):
@@ -128,6 +152,11 @@ class Sides:
         """The derived records, read in the same way."""
         return Documents(self.derived)
 
+    @property
+    def parts(self) -> Documents:
+        """The parts of shared records, read in the same way."""
+        return Documents(self.state)
+
     def checkpoint(self) -> Checkpoint:
         """Give the worker's checkpoint; raises `Failed` without one."""
         return self._known(Checkpoints(self.state).load(self.worker))
@@ -160,7 +189,7 @@ class Sides:
         writers = {name: set(each.collections) for name, each in self.registry.transforms.items()}
         for checkpoint in Checkpoints(self.state).all():
             for name, built in checkpoint.transforms.items():
-                writers.setdefault(name, set()).update(built.collections)
+                writers.setdefault(name, set()).update(built.places)
         return writers
 
     @contextmanager
@@ -170,7 +199,7 @@ class Sides:
             checkpoints = self.state.get_collection(CHECKPOINTS, CODEC, ReadPreference.PRIMARY)
             query = {"_id": self.worker, "position": {"$exists": True}}
             document = checkpoints.find_one(query, session=session)
-            yield Moment(self.derived, self._known(document and from_document(document)), session)
+            yield Moment(self.derived, self.state, self._known(document and from_document(document)), session)
 
     def compare(
         self,

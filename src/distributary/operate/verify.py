@@ -23,8 +23,10 @@ from distributary.derive.records import ENGINE_FIELD, Place
 from distributary.engine.retry import Verdict, judge
 from distributary.operate.comparison import Difference, Kind
 from distributary.operate.repair import repairs
+from distributary.operate.shared import Slice, compare, compare_keys
 from distributary.operate.sides import Compared, Scope, Sides, Writers, chunks, scope_of
 from distributary.operate.watch import Watch
+from distributary.parts import is_parts
 from distributary.ports import Documents, Snapshot
 from distributary.sink.mongo import is_foreign
 from distributary.source import deployment
@@ -161,13 +163,17 @@ class Verifier:
         sources = self._sources()
         self._without_source = {name for name in sources if self._is_detached(name, checkpoint)}
         collections = sorted(frozenset[str]().union(*self._scope.compared.values()))
+        shared = [name for name in collections if name in checkpoint.shared]
         self._estimate(sources, collections)
         for source in sorted(sources.keys() - self._without_source):
             self._source_side(source, sources[source])
         for collection in collections:
-            self._derived_side(collection)
+            if collection not in shared:
+                self._derived_side(collection)
         self._settle()
-        return self._answer(len(collections))
+        for collection in shared:
+            self._shared_side(collection)
+        return self._answer(sum(not is_parts(name) for name in collections))
 
     # --- the two passes -------------------------------------------------------------------------------------
 
@@ -191,7 +197,11 @@ class Verifier:
 
     def _derived_side(self, collection: str) -> None:
         """Look for records that nobody owns, or that are stored for a document that is gone."""
-        for snapshot in self._slices(self._sides.records, self._sides.derived, collection):
+        parts = is_parts(collection)
+        reader, database = (
+            (self._sides.parts, self._sides.state) if parts else (self._sides.records, self._sides.derived)
+        )
+        for snapshot in self._slices(reader, database, collection):
             owners: dict[str, dict[Identity, Any]] = defaultdict(dict)
             for document in snapshot.documents:
                 if is_foreign(collection, document, self._writers):
@@ -203,6 +213,33 @@ class Verifier:
                 self._suspects.owners |= _steadily(partial(self._gone, name, owners[name]))
             self._settle_many()
             self._advance(len(snapshot.documents))
+
+    def _shared_side(self, collection: str) -> None:
+        """Hold every shared record against its parts, which are compared by themselves."""
+        after: tuple[Any, ...] = ()
+        while True:
+            part = _steadily(partial(self._compared_shared, collection, after))
+            found = left = part.differences
+            if found and self._repair:
+                self._repair(repairs(found, self._compared_sources()))
+                keys = [each.key for each in found]
+                left = _steadily(partial(self._still_differing, collection, keys))
+            self._tally.add(found, left)
+            self._advance(part.records)
+            if not part.behind:
+                return
+            after = part.behind
+
+    def _compared_shared(self, collection: str, after: tuple[Any, ...]) -> Slice:
+        with self._sides.moment() as moment:
+            return compare(moment, collection, after)
+
+    def _still_differing(self, collection: str, keys: Sequence[Any]) -> list[Difference]:
+        with self._sides.moment() as moment:
+            return compare_keys(moment, collection, keys)
+
+    def _compared_sources(self) -> dict[str, str]:
+        return {name: self._sides.registry.transforms[name].source for name in self._scope.compared}
 
     def _gone(self, name: str, keys: Mapping[Identity, Any]) -> dict[Owner, Suspect]:
         """Suspect those source keys of a transform that have records and no document."""
@@ -241,8 +278,7 @@ class Verifier:
         suspects, self._suspects = self._suspects, _Suspects()
         found = left = self._confirmed(suspects)
         if found and self._repair:
-            sources = {name: self._sides.registry.transforms[name].source for name in self._scope.compared}
-            self._repair(repairs(found, sources))
+            self._repair(repairs(found, self._compared_sources()))
             left = self._confirmed(self._involved(found))
         self._tally.add(found, left)
 
@@ -309,7 +345,8 @@ class Verifier:
         for collection, keys in by_collection.items():
             found += [_nobodys(collection, key) for key in keys if not is_storable(key)]
             for some in chunks([key for key in keys if is_storable(key)], SLICE):
-                records = self._sides.records.fetch(collection, some).documents
+                reader = self._sides.parts if is_parts(collection) else self._sides.records
+                records = reader.fetch(collection, some).documents
                 found += [
                     _nobodys(collection, each["_id"])
                     for each in records
@@ -343,7 +380,9 @@ class Verifier:
 
     def _estimate(self, sources: Iterable[str], collections: Iterable[str]) -> None:
         counts = [self._sides.documents.count(name) for name in sources]
-        counts += [self._sides.records.count(name) for name in collections]
+        counts += [
+            (self._sides.parts if is_parts(name) else self._sides.records).count(name) for name in collections
+        ]
         self._total = sum(min(count, self._sample or count) for count in counts)
 
     def _advance(self, count: int) -> None:

@@ -11,16 +11,27 @@ from bson import MaxKey, MinKey, Regex, decode_all, encode
 from bson.codec_options import CodecOptions
 from bson.errors import BSONError, InvalidBSON
 from bson.raw_bson import RawBSONDocument
+from pymongo import IndexModel
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from distributary.change import CODEC, Identity, decoded, identity
+from distributary.change import CODEC, Identity, Version, decoded, identity
 from distributary.derive.batch import is_storable
-from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
+from distributary.derive.plan import (
+    Desired,
+    Plan,
+    Stored,
+    Write,
+    reconcile,
+    stored,
+    version_in,
+)
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
 from distributary.derive.shadows import shadowed, written
+from distributary.derive.shared import Delta, Part, Whole, assembled, deltas, mark, of_keys, part_of
 from distributary.excerpt import excerpt, key_of
+from distributary.parts import called, is_parts, parts_of, shared_of
 from distributary.ports import Behind, Finish, FinishCopy, ManyRefused, Outcome, TooMuch
 from distributary.sink.familiar import Familiar
 from distributary.sink.transaction import transact
@@ -50,7 +61,13 @@ LEARN_BYTES = 32 * 1024 * 1024
 #: Bytes of a reply up to which its records are decoded, all at once; of a larger one only what is looked at.
 DECODE_BYTES = 4 * 1024 * 1024
 
+#: Shared records that are put together at once.
+ASSEMBLED = 200
+
 _DUPLICATE_KEY = 11000
+
+#: A shared record has its key, the engine's field, and nothing else.
+_HAS_NOTHING = {"$lte": [{"$size": {"$objectToArray": "$$ROOT"}}, 2]}
 
 _RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
@@ -185,12 +202,29 @@ class MongoSink:
     def __init__(
         self,
         derived: Database[Any],
+        state: Database[Any],
         session: ClientSession,
         first: AbstractContextManager[None] | None = None,
     ) -> None:
-        self._database = derived.with_options(codec_options=CODEC)
+        self._derived = derived.with_options(codec_options=CODEC)
+        self._state = state.with_options(codec_options=CODEC)
         self._session = session
         self._first = first or nullcontext()
+
+    def _in(self, collection: str) -> Database[Any]:
+        """Give the database of a collection: parts of shared records are state."""
+        return self._state if is_parts(collection) else self._derived
+
+    def share(self, collections: Iterable[str]) -> None:
+        """Make ready for the parts of these collections' shared records; what is there stays.
+
+        Shared records without any part are left over from a state that was dropped: they are removed.
+        """
+        there = set(self._state.list_collection_names())
+        for name in collections:
+            if parts_of(name) not in there:
+                self._derived[name].delete_many({f"{ENGINE_FIELD}.shared": True})
+            self._state[parts_of(name)].create_indexes([IndexModel(OWNER_INDEX, name="distributary_owner")])
 
     def write(
         self,
@@ -232,7 +266,7 @@ class MongoSink:
         low = {"_src.by": transform, "_src.key": after[0] if after else MinKey()}
         high = {"_src.by": transform, "_src.key": MaxKey()}
         query = {"_src.key": {"$ne": after[0]}} if after else {}
-        found = self._database[collection].find(query, {"_src.key": 1, "_id": 0}, limit=limit)
+        found = self._in(collection)[collection].find(query, {"_src.key": 1, "_id": 0}, limit=limit)
         return [each["_src"]["key"] for each in found.hint(OWNER_INDEX).min(_pairs(low)).max(_pairs(high))]
 
     def carry(
@@ -263,31 +297,46 @@ class MongoSink:
         left = {identity(key): key for key in keys}
         for collection in collections:
             query = {"_src.by": transform, "_src.key": {"$in": list(left.values())}}
-            for each in self._database[collection].find(query, {"_src.key": 1}, session=self._session):
+            found = self._in(collection)[collection].find(query, {"_src.key": 1}, session=self._session)
+            for each in found:
                 left.pop(identity(each["_src"]["key"]), None)
         return list(left.values())
 
     def _carry(self, transform: str, keys: Sequence[Any], shadows: Mapping[str, str]) -> None:
         query = {"_src.by": transform, "_src.key": {"$in": list(keys)}}
-        for shadow in shadows.values():
-            self._database[shadow].delete_many(query, session=self._session)
         for collection, shadow in shadows.items():
-            records = _within(
-                read_records(self._database, collection, query, self._session), range(len(keys))
-            )
+            before = list(self._read(shadow, query)) if is_parts(collection) else []
+            self._in(shadow)[shadow].delete_many(query, session=self._session)
+            records = _within(self._read(collection, query), range(len(keys)))
             there = {"_id": {"$in": [each.key for each in records]}}
-            taken = {each.place[1] for each in read_records(self._database, shadow, there, self._session)}
+            taken = {each.place[1] for each in self._read(shadow, there)}
             self._put(shadow, [each.raw for each in records if each.place[1] not in taken])
+            if is_parts(collection):
+                self._assemble(
+                    shadows[shared_of(collection)], shadow, [each.key["k"] for each in before + records]
+                )
 
-    def copy(self, name: str, onto: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+    def _read(self, collection: str, query: Document) -> Iterator[Stored]:
+        return read_records(self._in(collection), collection, query, self._session)
+
+    def copy(
+        self,
+        name: str,
+        onto: str,
+        after: tuple[Any, ...],
+        limit: int,
+        finish: FinishCopy,
+        shared: str | None = None,
+    ) -> Behind:
         """Copy the next records in key order into another collection, in one transaction with `finish`.
 
-        What lies under their keys already stays. Fewer than `limit` are copied where they are large.
+        What lies under their keys already stays. Fewer than `limit` are copied where they are large. Of parts that are
+        copied, the records in `shared` are put together anew.
         """
 
         def work() -> Behind:
             query = {"_id": {"$ne": after[0]}} if after else {}
-            source: Any = self._database.get_collection(name, _RAW)
+            source: Any = self._in(name).get_collection(name, _RAW)
             found = source.find(query, limit=limit, session=self._session).hint([("_id", 1)]).sort("_id", 1)
             records: dict[Identity, bytes] = {}
             last: tuple[Any, ...] = ()
@@ -301,10 +350,12 @@ class MongoSink:
                     break
             behind = last if cut or len(records) == limit else ()
             keys = [key_of(raw) for raw in records.values()]
-            there = self._database[onto].find({"_id": {"$in": keys}}, {"_id": 1}, session=self._session)
+            there = self._in(onto)[onto].find({"_id": {"$in": keys}}, {"_id": 1}, session=self._session)
             for each in there:
                 records.pop(identity(each["_id"]), None)
             self._put(onto, list(records.values()))
+            if shared is not None:
+                self._assemble(shared, onto, [key["k"] for key in keys])
             finish(self._session, behind)
             return behind
 
@@ -325,9 +376,49 @@ class MongoSink:
 
     def _insert(self, collection: str, documents: Sequence[Any]) -> None:
         command = {"insert": collection, "ordered": True, "documents": list(documents)}
-        reply = self._database.command(command, codec_options=CODEC, session=self._session)
+        reply = self._in(collection).command(command, codec_options=CODEC, session=self._session)
         if errors := reply.get("writeErrors"):
             raise OperationFailure(errors[0]["errmsg"], errors[0]["code"], errors[0])
+
+    # --- shared records -------------------------------------------------------------------------------------
+
+    def _assemble(self, collection: str, parts: str, keys: Sequence[Any]) -> None:
+        distinct = list({identity(key): key for key in keys}.values())
+        for some in _chunks(distinct, ASSEMBLED):
+            missing = {identity(key): key for key in some}
+            for whole in assembled(read_parts(self._state, parts, of_keys(some), self._session)):
+                del missing[identity(whole.key)]
+                self._put_whole(collection, whole)
+            self._delete(collection, list(missing.values()))
+
+    def _put_whole(self, collection: str, whole: Whole) -> None:
+        document = {"_id": whole.key, **whole.fields, ENGINE_FIELD: mark(whole.version)}
+        self._derived[collection].replace_one(
+            {"_id": whole.key}, document, upsert=True, session=self._session
+        )
+
+    def _share(self, plan: Plan, shadows: Mapping[str, str]) -> None:
+        """Change the shared records as the plan changes their parts; `shadows` holds where, if it is not themselves."""
+        names = {
+            each for some in (plan.deletes, plan.replaces, plan.inserts) for each in some if is_parts(each)
+        }
+        lives = {shadow: name for name, shadow in shadows.items()}
+        for parts in sorted(names):
+            live = shared_of(lives.get(parts, parts))
+            self._send_deltas(shadows.get(live, live), deltas(plan, parts))
+
+    def _send_deltas(self, collection: str, changed: Sequence[Delta]) -> None:
+        """Send what changes in shared records, and remove those that have nothing left."""
+        updates = [(update, delta) for delta in changed for update in delta.updates()]
+        for some in _by_bytes(updates):
+            command = {"update": collection, "ordered": True, "updates": [update for update, _ in some]}
+            reply = self._derived.command(command, codec_options=CODEC, session=self._session)
+            if errors := reply.get("writeErrors"):
+                raise _delta_refused(collection, errors[0], some[errors[0]["index"]][1])
+        emptied = [delta.key for delta in changed if delta.removes]
+        for some_keys in _chunks(emptied, QUERY_KEYS):
+            query = {"_id": {"$in": some_keys}, "$expr": _HAS_NOTHING}
+            self._derived[collection].delete_many(query, session=self._session)
 
     # --- one attempt, inside the transaction ----------------------------------------------------------------
 
@@ -335,19 +426,23 @@ class MongoSink:
         self, attempt: _Attempt, collections: Mapping[str, Collection[str]], finish: Finish
     ) -> Outcome:
         removed = self._remove_foreign(attempt, collections)
-        live = Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections)
+        live = Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections, {})
         outcome = _outcome(live, removed, attempt.refused)
         if attempt.shadows:
             contested = {each.desired.owner for each in live.contests}
             free = [item for item in attempt.desired if item.owner not in contested]
             places = written(collections, attempt.shadows)
-            plan = self._planned(attempt, shadowed(free, attempt.shadows), places)
+            plan = self._planned(attempt, shadowed(free, attempt.shadows), places, attempt.shadows)
             outcome += _shadow_outcome(plan, attempt.shadows)
         finish(self._session, outcome)
         return outcome
 
     def _planned(
-        self, attempt: _Attempt, desired: Sequence[Desired], collections: Mapping[str, Collection[str]]
+        self,
+        attempt: _Attempt,
+        desired: Sequence[Desired],
+        collections: Mapping[str, Collection[str]],
+        shadows: Mapping[str, str],
     ) -> Plan:
         """Plan what makes some collections equal to what documents yield, and write it."""
         known = _within(self._learn(desired, collections), desired)
@@ -355,6 +450,7 @@ class MongoSink:
             known += _within(self._learn_keys(desired), desired)
         with self._first:
             plan = reconcile(desired, known, attempt.unplugged)
+        self._share(plan, shadows)
         self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
         return plan
 
@@ -381,11 +477,10 @@ class MongoSink:
                 keys[record.collection][record.collection, record.identity] = record.key
         for collection, wanted in keys.items():
             for some in _chunks(list(wanted.values()), QUERY_KEYS):
-                query = {"_id": {"$in": some}}
-                yield from read_records(self._database, collection, query, self._session)
+                yield from self._read(collection, {"_id": {"$in": some}})
 
     def _find(self, collection: str, query: Document, familiar: Familiar) -> Iterator[Stored]:
-        for batch in _replies(self._database, collection, query, self._session):
+        for batch in _replies(self._in(collection), collection, query, self._session):
             with self._first:
                 for raw in _documents(batch):
                     yield familiar.stored(collection, raw) or stored(collection, _looked_at(raw), raw)
@@ -404,7 +499,7 @@ class MongoSink:
 
     def _delete(self, collection: str, keys: Sequence[Any]) -> None:
         for some in _chunks(keys, QUERY_KEYS):
-            self._database[collection].delete_many({"_id": {"$in": some}}, session=self._session)
+            self._in(collection)[collection].delete_many({"_id": {"$in": some}}, session=self._session)
 
     def _remove_foreign(
         self, attempt: _Attempt, collections: Mapping[str, Collection[str]]
@@ -412,12 +507,17 @@ class MongoSink:
         """Remove those of the foreign records that still are foreign or frozen, before anything is learned.
 
         Frozen is a record with a version that is newer than what its owner yields in this very batch: a hand
-        set it, and the engine would leave it alone for ever.
+        set it, and the engine would leave it alone for ever. Shared records are put together anew instead.
         """
         versions = {item.owner: item.version for item in attempt.desired}
+        places = {name for some in collections.values() for name in some}
         removed = []
         for collection, keys in _grouped(attempt.foreign):
-            for document in self._database[collection].find({"_id": {"$in": keys}}, session=self._session):
+            if parts_of(collection) in places:
+                self._assemble(collection, parts_of(collection), keys)
+                continue
+            database = self._in(collection)
+            for document in database[collection].find({"_id": {"$in": keys}}, session=self._session):
                 foreign = is_foreign(collection, document, collections)
                 record = read_record(collection, document)
                 newest = versions.get(record.owner) if record.owner else None
@@ -431,7 +531,7 @@ class MongoSink:
         for some in _by_size(writes):
             statements = [form.statement(record) for record, _ in some]
             command = {form.verb: collection, "ordered": True, form.section: statements}
-            reply = self._database.command(command, codec_options=CODEC, session=self._session)
+            reply = self._in(collection).command(command, codec_options=CODEC, session=self._session)
             if errors := reply.get("writeErrors"):
                 raise _judged(errors[0], some, by_key=by_key)
 
@@ -462,8 +562,41 @@ def _judged(error: Document, writes: Sequence[Write], *, by_key: bool) -> Except
     unique = error["code"] == _DUPLICATE_KEY
     if unique and "_id" in error.get("keyPattern", {"_id": 1}) and not by_key:
         return _Taken()
-    name = f"{record.collection}[{record.key!r:.80}]"
+    name = called(record.collection, record.key)
     return _Refused(desired, f"MongoDB refuses the record {name}: {error['errmsg']}", unique=unique)
+
+
+def _delta_refused(collection: str, error: Document, delta: Delta) -> _Refused:
+    """Take out the document that yields most of those that change a shared record which MongoDB does not take so."""
+    name = called(collection, delta.key)
+    reason = f"MongoDB refuses the shared record {name}: {error['errmsg']}"
+    culprit = max(delta.culprits, key=lambda desired: desired.size)
+    return _Refused(culprit, reason, unique=False)
+
+
+def _by_bytes(updates: Iterable[tuple[Document, Delta]]) -> Iterator[list[tuple[Document, Delta]]]:
+    """Cut updates of shared records into commands that keep the bounds on count and bytes."""
+    some: list[tuple[Document, Delta]] = []
+    size = 0
+    for update in updates:
+        taken = update[1].size + STATEMENT_BYTES
+        if some and (len(some) >= COMMAND_WRITES or size + taken > COMMAND_BYTES):
+            yield some
+            some, size = [], 0
+        size += taken
+        some.append(update)
+    if some:
+        yield some
+
+
+def read_parts(
+    state: Database[Any], parts: str, query: Document, session: ClientSession | None = None
+) -> Iterator[tuple[Part, Version]]:
+    """Read parts in the order of their keys, with their versions."""
+    found: Any = state.get_collection(parts, _RAW)
+    for each in found.find(query, session=session).sort("_id", 1):
+        raw = bytes(each.raw)
+        yield part_of(key_of(raw), raw), version_in(excerpt(raw, (ENGINE_FIELD,)).get(ENGINE_FIELD))
 
 
 def _outcome(plan: Plan, foreign: list[tuple[str, Any]], refused: list[tuple[Desired, str]]) -> Outcome:

@@ -1,6 +1,7 @@
 """Whole derived collections: made, compared, put in another's place and dropped."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -14,8 +15,10 @@ from pymongo.errors import OperationFailure
 
 from distributary.change import CODEC, identity
 from distributary.derive.records import ENGINE_FIELD
+from distributary.derive.shared import differing, is_shared
 from distributary.errors import CheckpointMoved
 from distributary.excerpt import key_of
+from distributary.parts import is_parts
 from distributary.ports import Behind, Contrast
 from distributary.sink.collections import Indexes, prepare
 
@@ -34,16 +37,23 @@ class MongoShelf:
     Nothing here is part of a transaction, and so not fenced: what is replaced or dropped is known by its id.
     """
 
-    def __init__(self, derived: Database[Any], indexes: Mapping[str, Indexes]) -> None:
-        self._database = derived.with_options(codec_options=CODEC, write_concern=WriteConcern("majority"))
+    def __init__(self, derived: Database[Any], state: Database[Any], indexes: Mapping[str, Indexes]) -> None:
+        self._derived = derived.with_options(codec_options=CODEC, write_concern=WriteConcern("majority"))
+        self._state = state.with_options(codec_options=CODEC, write_concern=WriteConcern("majority"))
         self._indexes = indexes
+
+    def _in(self, collection: str) -> Database[Any]:
+        """Give the database of a collection: parts of shared records are state."""
+        return self._state if is_parts(collection) else self._derived
 
     def ids(self) -> dict[str, UUID]:
         """Give all collections with their ids, which they keep when they are renamed."""
         return {each["name"]: UUID(bytes=bytes(each["info"]["uuid"])) for each in self._collections()}
 
     def _collections(self) -> Iterator[Mapping[str, Any]]:
-        return (each for each in self._database.list_collections() if each["type"] == "collection")
+        derived = (each for each in self._derived.list_collections() if not is_parts(each["name"]))
+        parts = (each for each in self._state.list_collections() if is_parts(each["name"]))
+        return (each for each in chain(derived, parts) if each["type"] == "collection")
 
     def make(self, name: str, like: str) -> UUID:
         """Create an empty collection with the options and indexes of another and those that are declared for it.
@@ -53,16 +63,17 @@ class MongoShelf:
         options: Mapping[str, Any] = next(
             (each["options"] for each in self._collections() if each["name"] == like), {}
         )
-        self._database.create_collection(name, **options, check_exists=False)
-        prepare(self._database, [(name, self._indexes.get(like, ()))])
-        there = {tuple(each["key"].items()) for each in self._database[name].list_indexes()}
+        database = self._in(name)
+        database.create_collection(name, **options, check_exists=False)
+        prepare(database, [(name, self._indexes.get(like, ()))])
+        there = {tuple(each["key"].items()) for each in database[name].list_indexes()}
         others = [
             {part: value for part, value in each.items() if part not in {"v", "ns"}}
-            for each in self._database[like].list_indexes()
+            for each in database[like].list_indexes()
             if tuple(each["key"].items()) not in there
         ]
         if others:
-            self._database.command("createIndexes", name, indexes=others)
+            database.command("createIndexes", name, indexes=others)
         return self.ids()[name]
 
     def put(self, name: str, known: UUID, onto: str, over: UUID | None) -> None:
@@ -70,15 +81,16 @@ class MongoShelf:
 
         Raises `CheckpointMoved` when one of the names does not have the given id any more.
         """
+        database = self._in(name)
         command = {
-            "renameCollection": f"{self._database.name}.{name}",
-            "to": f"{self._database.name}.{onto}",
+            "renameCollection": f"{database.name}.{name}",
+            "to": f"{database.name}.{onto}",
             "dropTarget": over or False,
             "collectionUUID": known,
             "writeConcern": {"w": "majority"},
         }
         try:
-            self._database.client.admin.command(command, codec_options=CODEC)
+            database.client.admin.command(command, codec_options=CODEC)
         except OperationFailure as error:
             if error.code not in _MOVED:
                 raise
@@ -90,7 +102,7 @@ class MongoShelf:
         """Drop a collection if it is there and has this id."""
         try:
             command = {"drop": name, "collectionUUID": known, "writeConcern": {"w": "majority"}}
-            self._database.command(command, codec_options=CODEC)
+            self._in(name).command(command, codec_options=CODEC)
         except OperationFailure as error:
             if error.code not in _MOVED:
                 raise
@@ -119,7 +131,7 @@ class MongoShelf:
         self, name: str, after: tuple[Any, ...], limit: int, until: tuple[Any, ...] = ()
     ) -> list[bytes]:
         """Give the next records behind a key, at most `limit`, up to and with another key."""
-        collection: Collection[Any] = self._database.get_collection(name, RAW)
+        collection: Collection[Any] = self._in(name).get_collection(name, RAW)
         query = {"_id": {"$ne": after[0]}} if after else {}
         found = collection.find(query, limit=limit).hint([("_id", 1)]).sort("_id", 1)
         if after:
@@ -139,10 +151,16 @@ def _behind(records: Sequence[bytes]) -> tuple[Any, ...]:
 def _contrast(old: bytes | None, new: bytes, found: Contrast) -> None:
     if old is None:
         found.note("added", key_of(new))
-    elif _content(old) == _content(new):
+    elif _content(old) == _content(new) or _equals_shared(old, new):
         found.equal += 1
     else:
         found.note("changed", key_of(new), _differing(old, new))
+
+
+def _equals_shared(old: bytes, new: bytes) -> bool:
+    """Whether these are equal shared records: the order of their sections says nothing."""
+    before, after = RawBSONDocument(old, RAW), RawBSONDocument(new, RAW)
+    return is_shared(before) and is_shared(after) and not differing(before, after)
 
 
 def _content(raw: bytes) -> bytes:

@@ -55,6 +55,7 @@ def _built_document(built: Built) -> dict[str, Any]:
         "collections": sorted(built.collections),
         "built": built.built,
         "unplugged": built.unplugged,
+        "shared": sorted(built.shared),
     }
 
 
@@ -88,9 +89,13 @@ def _rebuilding(entry: Document | None) -> Rebuilding | None:
 
 
 def _built(entry: Document) -> Built:
-    collections = frozenset(entry["collections"])
     return Built(
-        entry["source"], entry["fingerprint"], collections, entry["built"], entry.get("unplugged", False)
+        entry["source"],
+        entry["fingerprint"],
+        frozenset(entry["collections"]),
+        entry["built"],
+        entry.get("unplugged", False),
+        frozenset(entry.get("shared", ())),
     )
 
 

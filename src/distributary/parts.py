@@ -1,0 +1,29 @@
+"""Where the parts of shared records lie, and how they are named: those of `customer` in `parts/customer`."""
+
+from typing import Any
+
+#: What stands in front of a derived collection's name; no author may give such a name.
+PARTS = "parts/"
+
+
+def parts_of(collection: str) -> str:
+    """Give the collection in which the parts of a derived collection's shared records lie, each with its owner."""
+    return PARTS + collection
+
+
+def shared_of(collection: str) -> str:
+    """Give the derived collection that parts belong to; another one is its own."""
+    return collection.removeprefix(PARTS)
+
+
+def is_parts(collection: str) -> bool:
+    """Whether this collection holds parts."""
+    return collection.startswith(PARTS)
+
+
+def called(collection: str, key: Any) -> str:
+    """Name a record for people, or a part as it is seen in its shared record."""
+    if not is_parts(collection):
+        return f"{collection}[{key!r:.80}]"
+    item = f"[{key['i']!r:.80}]" if "i" in key else ""
+    return f"{shared_of(collection)}[{key['k']!r:.80}].{key['s']}{item}"

@@ -1,0 +1,254 @@
+"""Shared records on a real MongoDB: several owners, one document."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import Decimal128
+
+from tests.conftest import Databases, eventually
+from tests.harness import Harness
+
+CUSTOMERS = """
+    from distributary import DerivedCollection, transform
+
+    customer = DerivedCollection("customer", indexes=["profile.city"])
+
+    @transform("users")
+    def users(user):
+        yield customer.section(user["_id"], "profile", {"name": user["name"], "city": user.get("city")})
+        if "phone" in user:
+            yield customer.section(user["_id"], "contact", {"phone": user["phone"]})
+
+    @transform("orders")
+    def orders(order):
+        if order["status"] != "cancelled":
+            fields = {"status": order["status"], "total": order.get("total", 0)}
+            yield customer.item(order["user"], "orders", order["_id"], fields)
+"""
+
+
+@pytest.fixture
+def harness(databases: Databases, tmp_path: Path) -> Harness:
+    """Give a worker with two transforms that contribute to one collection."""
+    return Harness(databases, tmp_path / "modules", {"customers": CUSTOMERS})
+
+
+def user(key: Any, **fields: Any) -> dict[str, Any]:
+    """Give a raw user."""
+    return {"_id": key, "name": f"name of {key}", **fields}
+
+
+def order(key: Any, of: Any, status: str = "paid", **fields: Any) -> dict[str, Any]:
+    """Give a raw order."""
+    return {"_id": key, "user": of, "status": status, **fields}
+
+
+def seen(harness: Harness, key: Any) -> dict[str, Any] | None:
+    """Give a customer as an application reads it."""
+    found = harness.databases.derived.customer.find_one({"_id": key}, {"_src": 0})
+    return found and {name: value for name, value in found.items() if name != "_id"}
+
+
+def test_one_document_shows_what_several_transforms_yield(harness: Harness) -> None:
+    """Sections and items of several source collections are read with one `find_one`, lists in key order."""
+    raw = harness.databases.raw
+    raw.users.insert_many([user(1, city="Bern", phone="1"), user(2)])
+    raw.orders.insert_many([order(20, 1), order(3, 1, total=5), order(7, 2), order(9, 3)])
+    harness.catch_up()
+    harness.assert_equal()
+    assert seen(harness, 1) == {
+        "profile": {"name": "name of 1", "city": "Bern"},
+        "contact": {"phone": "1"},
+        "orders": [{"_id": 3, "status": "paid", "total": 5}, {"_id": 20, "status": "paid", "total": 0}],
+    }
+    assert seen(harness, 3) == {"orders": [{"_id": 9, "status": "paid", "total": 0}]}
+
+
+def test_contributions_come_and_go_with_their_sources(harness: Harness) -> None:
+    """Each part follows its own source; a list without items is absent, and so is a record without parts."""
+    raw = harness.databases.raw
+    harness.catch_up()
+    with harness.running():
+        raw.orders.insert_one(order(1, "c"))
+        eventually(lambda: seen(harness, "c") is not None)
+        raw.users.insert_one(user("c", phone="1"))
+        raw.orders.insert_many([order(number, "c") for number in range(2, 9)])
+        eventually(lambda: len((seen(harness, "c") or {}).get("orders", ())) == 8)
+        raw.orders.update_many({"_id": {"$lte": 6}}, {"$set": {"status": "sent"}})
+        raw.users.update_one({"_id": "c"}, {"$unset": {"phone": ""}})
+        eventually(lambda: "contact" not in (seen(harness, "c") or {"contact": 1}))
+        raw.orders.update_many({}, {"$set": {"status": "cancelled"}})
+        eventually(lambda: (seen(harness, "c") or {}).keys() == {"profile"})
+        raw.users.delete_one({"_id": "c"})
+        eventually(lambda: seen(harness, "c") is None)
+    harness.assert_equal()
+
+
+def test_a_policy_that_changes_its_holder_leaves_one_customer_and_joins_another(harness: Harness) -> None:
+    """An item whose shared key moves is in one record only, in the same transaction."""
+    raw = harness.databases.raw
+    raw.users.insert_many([user(1), user(2)])
+    raw.orders.insert_many([order(5, 1), order(6, 1), order(7, 2)])
+    harness.catch_up()
+    raw.orders.update_one({"_id": 6}, {"$set": {"user": 2}})
+    raw.orders.update_one({"_id": 7}, {"$set": {"user": 3}})
+    harness.catch_up()
+    harness.assert_equal()
+    assert [each["_id"] for each in (seen(harness, 2) or {})["orders"]] == [6]
+
+
+def test_a_second_owner_of_a_section_is_contested(harness: Harness) -> None:
+    """One section has one owner; the second document is parked, named as it is seen, and takes over later."""
+    module = (
+        CUSTOMERS
+        + """
+    @transform("imports")
+    def imports(each):
+        yield customer.section(each["user"], "profile", {"name": each["name"], "city": None})
+    """
+    )
+    harness.write({"customers": module})
+    raw = harness.databases.raw
+    raw.users.insert_one(user(1))
+    harness.catch_up()
+    raw.imports.insert_one({"_id": "i", "user": 1, "name": "another"})
+    harness.catch_up()
+    (letter,) = harness.databases.state.dead_letters.find()
+    assert letter["kind"] == "contested"
+    assert "customer[1].profile" in letter["reason"]
+    raw.users.delete_one({"_id": 1})
+    harness.catch_up()
+    assert harness.databases.state.dead_letters.count_documents({}) == 0
+    assert seen(harness, 1) == {"profile": {"name": "another", "city": None}}
+    harness.assert_equal()
+
+
+def test_keys_are_compared_as_mongodb_does(harness: Harness) -> None:
+    """`1`, `1.0` and `Decimal128("1")` are one customer and one item; documents are keys, too."""
+    raw = harness.databases.raw
+    raw.users.insert_one(user(1))
+    raw.orders.insert_many([order(2, 1.0), order({"a": 1, "b": 2}, Decimal128("1"))])
+    harness.catch_up()
+    raw.orders.update_one({"_id": {"a": 1, "b": 2}}, {"$set": {"total": 3}})
+    harness.catch_up()
+    found = seen(harness, 1)
+    assert found is not None
+    assert [each["_id"] for each in found["orders"]] == [2, {"a": 1, "b": 2}]
+    assert harness.databases.derived.customer.count_documents({}) == 1
+    raw.orders.delete_many({})
+    harness.catch_up()
+    assert seen(harness, 1) == {"profile": {"name": "name of 1", "city": None}}
+
+
+def test_code_that_yields_records_into_shared_records_is_refused(harness: Harness) -> None:
+    """A collection holds records or shared records; who yields the other is parked, and says so."""
+    harness.write(
+        {
+            "customers": CUSTOMERS
+            + """
+    @transform("wrong")
+    def wrong(each):
+        yield customer.record(each["_id"], {})
+
+    @transform("list")
+    def a_list(each):
+        yield customer.item(each["_id"], "profile", 1, {})
+    """
+        }
+    )
+    raw = harness.databases.raw
+    raw.users.insert_one(user(1))
+    harness.catch_up()
+    raw.wrong.insert_one({"_id": 5})
+    raw.users.insert_one(user(2))
+    raw.list.insert_one({"_id": 6})
+    harness.catch_up()
+    reasons = sorted(each["reason"] for each in harness.databases.state.dead_letters.find())
+    assert len(reasons) == 2, reasons
+    assert "'customer' is shared records elsewhere" in reasons[0]
+    assert "'customer.profile' is a section elsewhere" in reasons[1]
+    assert harness.databases.derived.customer.count_documents({}) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ('section(1, "a.b", {})', "has a dot"),
+        ('section(1, "", {})', "is empty"),
+        ('section(1, "_src", {})', "not the author's"),
+        ('section(1, "$a", {})', "dollar"),
+        ("section(1, 5, {})", "must be a string"),
+        ('section(None, "a", {})', "has no key"),
+        ('section(1, "a", [])', "fields must be a dict"),
+        ('section(1, "a", {"$b": 1})', "dollar"),
+        ('item(1, "a", None, {})', "has no key"),
+        ('item(1, "a", [1], {})', "no list"),
+        ('item(1, "a", 1, {"_id": 2})', "_id"),
+    ],
+)
+def test_malformed_contributions_are_parked_with_the_reason(harness: Harness, call: str, reason: str) -> None:
+    """What no shared record can hold becomes a dead letter that says why; other documents go on."""
+    harness.write(
+        {
+            "bad": f"""
+    from distributary import DerivedCollection, transform
+
+    customer = DerivedCollection("customer")
+
+    @transform("users")
+    def users(user):
+        yield customer.section(user["_id"], "good", {{}})
+        if user["_id"] == "bad":
+            yield customer.{call}
+    """
+        }
+    )
+    harness.databases.raw.users.insert_many([{"_id": "bad"}, {"_id": "fine"}])
+    harness.catch_up()
+    (letter,) = harness.databases.state.dead_letters.find()
+    assert reason in letter["reason"], letter["reason"]
+    assert seen(harness, "fine") == {"good": {}}
+    assert seen(harness, "bad") is None
+
+
+def test_a_record_that_outgrows_mongodb_parks_who_made_it_so(harness: Harness) -> None:
+    """An item that does not fit into its shared record any more is parked; all others are kept."""
+    raw = harness.databases.raw
+    harness.write(
+        {
+            "bad": """
+    from distributary import DerivedCollection, transform
+
+    customer = DerivedCollection("customer")
+
+    @transform("orders")
+    def orders(order):
+        yield customer.item(order["user"], "orders", order["_id"], {"text": order["text"]})
+    """
+        }
+    )
+    raw.orders.insert_many([{"_id": n, "user": 1, "text": "x" * 6_000_000} for n in range(2)])
+    harness.catch_up()
+    raw.orders.insert_many(
+        [{"_id": 5, "user": 1, "text": "x" * 6_000_000}, {"_id": 6, "user": 1, "text": ""}]
+    )
+    harness.catch_up()
+    (letter,) = harness.databases.state.dead_letters.find()
+    assert (letter["key"], letter["kind"]) == (5, "refused")
+    assert "shared record customer[1]" in letter["reason"]
+    assert [each["_id"] for each in (seen(harness, 1) or {})["orders"]] == [0, 1, 6]
+
+
+def test_shared_records_that_outlived_their_state_are_made_anew(harness: Harness) -> None:
+    """After the state database was dropped, a first start leaves nothing of what was there before."""
+    raw = harness.databases.raw
+    raw.users.insert_many([user(1), user(2)])
+    raw.orders.insert_many([order(1, 1), order(2, 1), order(3, 2)])
+    harness.catch_up()
+    client = harness.databases.raw.client
+    client.drop_database(harness.databases.state.name)
+    raw.users.delete_one({"_id": 2})
+    raw.orders.delete_one({"_id": 2})
+    harness.catch_up()
+    harness.assert_equal()
