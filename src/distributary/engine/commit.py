@@ -130,6 +130,7 @@ class Committer:
         due = (
             [each.key for each in self._parked.values() if each.kind is LetterKind.CONTESTED] if freed else []
         )
+        self.checkpoint = self._sharing(self.checkpoint)
         self._stores.sink.share(self.checkpoint.shared)
         for transform in self._transforms.values():
             transform.shapes.know(self.checkpoint.shared)
