@@ -27,3 +27,11 @@ def called(collection: str, key: Any) -> str:
         return f"{collection}[{key!r:.80}]"
     item = f"[{key['i']!r:.80}]" if "i" in key else ""
     return f"{shared_of(collection)}[{key['k']!r:.80}].{key['s']}{item}"
+
+
+def told(collection: str, key: Any) -> dict[str, Any]:
+    """Name a record as JSON answers do; for a part, the shared record and in `part` what of it."""
+    if not is_parts(collection):
+        return {"collection": collection, "key": key}
+    part = {"list": key["s"], "item": key["i"]} if "i" in key else {"section": key["s"]}
+    return {"collection": shared_of(collection), "key": key["k"], "part": part}

@@ -1,5 +1,9 @@
 """Shared records on a real MongoDB: several owners, one document."""
 
+import json
+import subprocess
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +256,146 @@ def test_shared_records_that_outlived_their_state_are_made_anew(harness: Harness
     raw.orders.delete_one({"_id": 2})
     harness.catch_up()
     harness.assert_equal()
+
+
+# --- looked at, repaired, built anew -----------------------------------------------------------------------------
+
+
+def filled(harness: Harness) -> Harness:
+    """Give a worker that has caught up with three customers and some orders."""
+    raw = harness.databases.raw
+    raw.users.insert_many([user(1, phone="1"), user(2), user(3)])
+    raw.orders.insert_many([order(number, 1 + number % 3) for number in range(12)])
+    harness.catch_up()
+    harness.assert_equal()
+    return harness
+
+
+def said(harness: Harness, *arguments: str, code: int = 0) -> str:
+    """Give what a verb prints."""
+    process = harness.process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, out + err
+    return out
+
+
+DAMAGES: dict[str, Callable[[Databases], object]] = {
+    "a section was changed": lambda on: on.derived.customer.update_one(
+        {"_id": 1}, {"$set": {"profile.name": "x"}}
+    ),
+    "a section was added": lambda on: on.derived.customer.update_one({"_id": 1}, {"$set": {"extra": {}}}),
+    "an item was removed": lambda on: on.derived.customer.update_one(
+        {"_id": 1}, {"$pull": {"orders": {"_id": 3}}}
+    ),
+    "a list was reversed": lambda on: on.derived.customer.update_one(
+        {"_id": 1}, {"$push": {"orders": {"$each": [], "$sort": {"_id": -1}}}}
+    ),
+    "a record was removed": lambda on: on.derived.customer.delete_one({"_id": 1}),
+    "a record was added": lambda on: on.derived.customer.insert_one({"_id": 9, "profile": {}}),
+    "all were removed": lambda on: on.derived.customer.delete_many({}),
+    "a part was changed": lambda on: on.state["parts/customer"].update_one(
+        {"_id": {"k": 1, "s": "profile"}}, {"$set": {"f.name": "x"}}
+    ),
+    "a part was removed": lambda on: on.state["parts/customer"].delete_one({"_id": {"k": 1, "s": "profile"}}),
+    "all parts were removed": lambda on: on.state["parts/customer"].delete_many({}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("alive", [False, True], ids=["no worker", "a worker"])
+def test_damage_is_found_and_repaired(harness: Harness, damage: str, *, alive: bool) -> None:
+    """Whatever a hand does to shared records or their parts, `verify` names it and `--repair` makes it good."""
+    filled(harness)
+    assert "equal" in said(harness, "verify")
+    DAMAGES[damage](harness.databases)
+    with harness.running() if alive else nullcontext():
+        found = json.loads(said(harness, "verify", "--json", code=1))
+        assert found["differences"]
+        assert {each["collection"] for each in found["differences"]} == {"customer"}
+        repaired = json.loads(said(harness, "verify", "--repair", "--json"))
+        assert repaired["repaired"], repaired
+        assert json.loads(said(harness, "verify", "--json"))["equal"]
+    harness.assert_equal()
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["", "kept"])
+def test_shared_records_are_built_anew_and_brought_back(harness: Harness, *, keep: bool) -> None:
+    """`rebuild` makes whole shared records by the new code, and `--undo` those of the former one."""
+    filled(harness)
+    harness.write({"customers": CUSTOMERS.replace('"name": user["name"]', '"name": user["name"].upper()')})
+    said(harness, "rebuild", "users", "orders", *(["--keep-previous"] if keep else []))
+    harness.assert_equal()
+    assert (seen(harness, 1) or {})["profile"]["name"] == "NAME OF 1"
+    names = harness.databases.state.list_collection_names()
+    assert sum("parts" in name for name in names) == 1 + keep, names
+    if keep:
+        harness.write({"customers": CUSTOMERS})
+        harness.databases.raw.users.insert_one(user(7))
+        said(harness, "rebuild", "users", "orders", "--undo")
+        harness.assert_equal()
+        assert (seen(harness, 1) or {})["profile"]["name"] == "name of 1"
+    assert "equal" in said(harness, "verify")
+
+
+def test_records_become_sections_by_a_rebuild_and_back(harness: Harness) -> None:
+    """Code that makes another kind of collection is deployed like any other code."""
+    filled(harness)
+    records = CUSTOMERS.replace('customer.section(user["_id"], "profile",', 'customer.record(user["_id"],')
+    records = records.partition('        if "phone"')[0]
+    harness.write({"customers": records})
+    said(harness, "rebuild", "users")
+    assert harness.databases.derived.customer.find_one({"_id": 1}, {"_src": 0}) == {
+        "_id": 1,
+        "name": "name of 1",
+        "city": None,
+    }
+    harness.write({"customers": CUSTOMERS})
+    said(harness, "rebuild", "users", "orders")
+    harness.catch_up()
+    harness.assert_equal()
+
+
+def test_a_contribution_is_backfilled_while_others_stream(harness: Harness) -> None:
+    """A new contributor joins records that others keep changing."""
+    only_users = CUSTOMERS.partition('    @transform("orders")')[0]
+    harness.write({"customers": only_users})
+    raw = harness.databases.raw
+    raw.users.insert_many([user(number) for number in range(50)])
+    raw.orders.insert_many([order(number, number % 60) for number in range(600)])
+    harness.catch_up()
+    harness.write({"customers": CUSTOMERS})
+    harness.settings = {"worker.scan_documents": "20"}
+    with harness.running():
+        for number in range(50):
+            raw.users.update_one({"_id": number}, {"$set": {"city": f"city {number}"}})
+            raw.orders.update_one({"_id": number}, {"$set": {"user": 99}})
+            raw.orders.delete_one({"_id": 300 + number})
+        eventually(lambda: (seen(harness, 49) or {}).get("profile", {}).get("city") == "city 49")
+    harness.catch_up()
+    harness.assert_equal()
+
+
+def test_parts_are_previewed_and_traced_as_they_are_seen(harness: Harness) -> None:
+    """`preview` names sections and items, and `trace` gives every part of a shared record with its document."""
+    filled(harness)
+    harness.write({"customers": CUSTOMERS.replace('"status": order["status"]', '"state": order["status"]')})
+    shown = said(harness, "preview", "orders", "--id", "3")
+    assert "~ customer 1 orders 3" in shown
+    assert "+ state" in shown
+    (document,) = json.loads(said(harness, "preview", "orders", "--id", "3", "--json"))["documents"]
+    (record,) = document["records"]
+    assert (record["collection"], record["key"], record["part"]) == (
+        "customer",
+        1,
+        {"list": "orders", "item": 3},
+    )
+    traced = said(harness, "trace", "customer", "1")
+    assert "customer 1: a shared record of 6 parts" in traced
+    assert "customer 1 contact" in traced
+    assert "orders 3, which exists" in traced
+    answer = json.loads(said(harness, "trace", "customer", "1", "--json"))["record"]
+    assert answer["parts_count"] == 6
+    assert [each["part"] for each in answer["parts"][:2]] == [
+        {"section": "contact"},
+        {"list": "orders", "item": 0},
+    ]

@@ -57,7 +57,9 @@ def answered(harness: Harness, *arguments: str) -> Any:
 def record(harness: Harness, collection: str, key: Any) -> RecordTrace:
     """Trace a record in this process."""
     with harness.assembled() as assembled:
-        return Tracer(assembled.sides()).record(collection, [key])
+        found = Tracer(assembled.sides()).record(collection, [key])
+    assert isinstance(found, RecordTrace)
+    return found
 
 
 def document(harness: Harness, key: Any) -> DocumentTrace:

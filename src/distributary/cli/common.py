@@ -13,6 +13,7 @@ from rich.console import Console
 from distributary import log
 from distributary.cli.progress import Bar, Lines, Progress
 from distributary.config import Config, load
+from distributary.parts import is_parts, shared_of
 
 __all__ = [
     "Progress",
@@ -20,6 +21,7 @@ __all__ = [
     "console",
     "emit_json",
     "json_option",
+    "named",
     "one_line",
     "open_config",
     "progress",
@@ -92,3 +94,11 @@ def progress(
     if sys.stderr.isatty():
         return Bar(label, total, unit, console=console(stderr=True))
     return Lines(label, total, unit)
+
+
+def named(collection: str, key: Any) -> str:
+    """Name a record for people: `orders 42`, and a part as it is seen: `customer 42 policies 7`."""
+    if not is_parts(collection):
+        return f"{collection} {one_line(key)}"
+    item = f" {one_line(key['i'])}" if "i" in key else ""
+    return f"{shared_of(collection)} {one_line(key['k'])} {key['s']}{item}"

@@ -8,12 +8,21 @@ import click
 from rich.text import Text
 
 from distributary.assemble import Assembled, connect, registry
-from distributary.cli.common import config_option, console, emit_json, json_option, one_line, open_config
+from distributary.cli.common import (
+    config_option,
+    console,
+    emit_json,
+    json_option,
+    named,
+    one_line,
+    open_config,
+)
 from distributary.cli.difference import columns_of, field_lines, legible, signed
 from distributary.cli.keys import KEY_FORMS, parse_key
 from distributary.derive.purity import CHANGES, CHANGES_CURE, UNSTABLE, UNSTABLE_CURE
 from distributary.derive.transform import Transform
 from distributary.operate.preview import DocumentDiff, Preview, RecordDiff, State
+from distributary.parts import shared_of
 
 #: Documents that are drawn when nothing says which.
 SAMPLE = 5
@@ -73,7 +82,7 @@ class _Tally:
             self.unstable |= each.unstable
             self.mutates |= each.mutates
             for record in each.records:
-                self.records.setdefault(record.collection, Counter())[record.state.value] += 1
+                self.records.setdefault(shared_of(record.collection), Counter())[record.state.value] += 1
             yield each
 
     @property
@@ -152,7 +161,7 @@ def _record(record: RecordDiff) -> str:
     if record.holder is not None:
         transform, key = record.holder
         holder = f": contested, {transform} has it from {one_line(key)}"
-    return f"{record.collection} {one_line(record.key)}{holder}"
+    return f"{named(record.collection, record.key)}{holder}"
 
 
 def _summary(source: str, tally: _Tally) -> str:

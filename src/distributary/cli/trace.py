@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from distributary.assemble import Assembled, connect, registry
-from distributary.cli.common import config_option, emit_json, json_option, one_line, open_config
+from distributary.cli.common import config_option, emit_json, json_option, named, one_line, open_config
 from distributary.cli.difference import legible
 from distributary.cli.keys import KEY_FORMS, parse_key
 from distributary.derive.plan import UNKNOWN_VERSION
@@ -19,6 +19,7 @@ from distributary.operate.trace import (
     Held,
     RecordTrace,
     Role,
+    SharedTrace,
     Tracer,
 )
 from distributary.store.letters import StoredLetter
@@ -61,7 +62,8 @@ def command(config_path: Path | None, collection: str, key: str, role: str | Non
         tracer = Tracer(Assembled(config, databases, plugged).sides())
         if tracer.role(collection, Role(role) if role else None) is Role.DERIVED:
             record = tracer.record(collection, candidates)
-            answer, lines = {"record": record.answer()}, _record(record)
+            shown = _shared(record) if isinstance(record, SharedTrace) else _record(record)
+            answer, lines = {"record": record.answer()}, shown
         else:
             document = tracer.document(collection, candidates)
             answer, lines = {"document": document.answer()}, _document(document)
@@ -74,8 +76,19 @@ def command(config_path: Path | None, collection: str, key: str, role: str | Non
 # --- from a record to its document ----------------------------------------------------------------------------
 
 
+def _shared(trace: SharedTrace) -> Iterator[str]:
+    parts = "part" if trace.count == 1 else "parts"
+    yield f"{named(trace.held.collection, trace.held.key)}: a shared record of {trace.count:,} {parts}"
+    for each in trace.parts:
+        yield ""
+        yield from _record(each)
+    if trace.count > len(trace.parts):
+        yield ""
+        yield f"… and {trace.count - len(trace.parts):,} more"
+
+
 def _record(trace: RecordTrace) -> Iterator[str]:
-    yield f"{trace.held.collection} {one_line(trace.held.key)}"
+    yield named(trace.held.collection, trace.held.key)
     yield from (f"  {name + ':':<{_LABEL_COLUMNS}} {said}" for name, said in _facts(trace))
 
 
@@ -159,7 +172,7 @@ def _descent(each: Descent) -> Iterator[str]:
     if each.letter is not None:
         yield f"  dead letter: {_letter(each.letter)}"
     for held in each.records:
-        yield f"  {held.collection} {one_line(held.key)}, version {_version(held)}: {_agreement(held)}"
+        yield f"  {named(held.collection, held.key)}, version {_version(held)}: {_agreement(held)}"
     for missing in each.missing:
         holder = f": {missing.holder[0]} has it from {one_line(missing.holder[1])}" if missing.holder else ""
-        yield f"  {missing.collection} {one_line(missing.key)}: yielded now, and not stored for it{holder}"
+        yield f"  {named(missing.collection, missing.key)}: yielded now, and not stored for it{holder}"

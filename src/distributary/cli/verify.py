@@ -7,10 +7,19 @@ from typing import Any
 import click
 
 from distributary.assemble import Assembled, connect, registry
-from distributary.cli.common import config_option, emit_json, json_option, one_line, open_config, progress
-from distributary.operate.comparison import Difference
+from distributary.cli.common import (
+    config_option,
+    emit_json,
+    json_option,
+    named,
+    one_line,
+    open_config,
+    progress,
+)
+from distributary.operate.comparison import Difference, Kind
 from distributary.operate.jobs import carry_out
 from distributary.operate.verify import Verification, Verifier
+from distributary.parts import told
 from distributary.state import Job
 
 #: What the counts of differences are called, in the order in which they are told.
@@ -83,8 +92,7 @@ def _answer(result: Verification) -> dict[str, Any]:
 def _difference(each: Difference) -> dict[str, Any]:
     return {
         "kind": each.kind.value,
-        "collection": each.collection or None,
-        "key": each.key,
+        **(told(each.collection, each.key) if each.collection else {"collection": None, "key": each.key}),
         "transform": each.transform,
         "source_key": each.source_key,
         "fields": list(each.fields),
@@ -126,10 +134,12 @@ def _count(number: int, name: str) -> str:
 def _line(each: Difference) -> str:
     repaired = "repaired: " if each.repaired else ""
     owner = f" from {each.transform} {one_line(each.source_key)}" if each.transform else " from nobody"
+    if each.kind is not Kind.ORPHANED and not each.transform:
+        owner = " from its parts"
     what = f": {', '.join(each.fields)}" if each.fields else ""
     if not each.collection:
         return f"{repaired}{each.kind}{owner}: it cannot be derived and is not parked"
-    return f"{repaired}{each.kind} {each.collection} {one_line(each.key)}{owner}{what}"
+    return f"{repaired}{each.kind} {named(each.collection, each.key)}{owner}{what}"
 
 
 def _apart(result: Verification) -> Iterator[str]:

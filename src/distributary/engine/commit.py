@@ -132,8 +132,10 @@ class Committer:
         )
         self.checkpoint = self._sharing(self.checkpoint)
         self._stores.sink.share(self.checkpoint.shared)
-        for transform in self._transforms.values():
-            transform.shapes.know(self.checkpoint.shared)
+        for name, transform in self._transforms.items():
+            built = self.checkpoint.transforms.get(name)
+            if built is not None and built.fingerprint == transform.fingerprint:
+                transform.shapes.know(built.shared)
         if self.checkpoint.revision:
             jobs = [*asked, *self._stores.jobs.open()]
             self._unswept = {job.source for job in jobs if job.sweep}

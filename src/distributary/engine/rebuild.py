@@ -16,7 +16,7 @@ from distributary.engine.slices import Slices
 from distributary.log import get_logger
 from distributary.parts import is_parts, parts_of, shared_of
 from distributary.ports import Contrast, Shelf
-from distributary.state import SWAP, Checkpoint, Job, JobKind, LetterKey, Rebuilding, Shadow
+from distributary.state import SWAP, Built, Checkpoint, Job, JobKind, LetterKey, Rebuilding, Shadow
 
 log = get_logger()
 
@@ -298,9 +298,10 @@ class Rebuilds:
         checkpoint = self._committer.checkpoint
         assert checkpoint.rebuilding is not None
         kept = {f"{name}{PREVIOUS}": Shadow(*each) for name, each in job.report.get("kept", {}).items()}
+        unused = {*map(parts_of, self._collections(job))} - {*map(parts_of, checkpoint.shared)}
         for name, shadow in {**checkpoint.rebuilding.shadows, **kept}.items():
             there = self._shelf.ids()
-            if is_parts(name) and shared_of(name) not in checkpoint.shared:
+            if name in unused:
                 self._shelf.drop(shadow.name, shadow.id)
                 continue
             if there.get(name) == shadow.id:
@@ -311,7 +312,13 @@ class Rebuilds:
         for name, fingerprint in job.code.items():
             entry = checkpoint.transforms[name]
             checkpoint = checkpoint.with_built(
-                name, replace(entry, fingerprint=fingerprint, built=not entry.unplugged)
+                name,
+                replace(
+                    entry,
+                    fingerprint=fingerprint,
+                    built=not entry.unplugged,
+                    shared=self._shared(name, entry),
+                ),
             )
         done = replace(job, done=True, stage="done", after=())
         due = [LetterKey(name, key) for name in job.transforms for key in self._committer.parked_keys(name)]
@@ -321,6 +328,11 @@ class Rebuilds:
             self._drop(f"{name}{PREVIOUS}" for name in self._places(job))
         log.info("rebuilt", transforms=list(job.transforms), collections=self._collections(job))
         return done
+
+    def _shared(self, transform: str, entry: Built) -> frozenset[str]:
+        """Give the collections in which a transform has parts now; its former code may have had others."""
+        swept = self._slices.stores.sink.swept
+        return frozenset(name for name in entry.shared if swept(parts_of(name), transform, (), 1))
 
     def _following(self, job: Job, checkpoint: Checkpoint) -> list[Job]:
         """Give the jobs that remove what transforms left in collections that only others name now."""

@@ -21,9 +21,10 @@ from distributary.derive.plan import Owner, Stored
 from distributary.derive.purity import Call, call, differ
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
 from distributary.derive.transform import Failure, Transform, failure_of
-from distributary.excerpt import key_of
+from distributary.excerpt import behind_key, key_of
 from distributary.operate.comparison import differing
 from distributary.operate.sides import Sides
+from distributary.parts import is_parts, told
 from distributary.sink.mongo import read_records
 from distributary.state import Checkpoint
 from distributary.store.checkpoints import Checkpoints
@@ -82,8 +83,7 @@ class RecordDiff(NamedTuple):
         """Give it as JSON has it."""
         return {
             "state": self.state.value,
-            "collection": self.collection,
-            "key": self.key,
+            **told(self.collection, self.key),
             "fields": [each.answer() for each in self.fields],
             "holder": self.holder and {"transform": self.holder[0], "key": self.holder[1]},
         }
@@ -134,7 +134,6 @@ class Preview:
 
     def __init__(self, sides: Sides, name: str) -> None:
         self._sides = sides
-        self._derived = committed(sides.derived)
         self._claims: dict[Place, tuple[str, Any]] = {}
         self.transform: Transform = sides.registry.transforms[name]
 
@@ -212,7 +211,7 @@ class Preview:
         return diff
 
     def _owned(self, key: Any) -> list[Stored]:
-        return owned(self._derived, self._collections, self.transform.name, key)
+        return owned(self._sides, self._collections, self.transform.name, key)
 
     def _records(self, first: Call, stored: Sequence[Stored]) -> Iterator[RecordDiff]:
         mine = {record.place: record for record in stored}
@@ -225,9 +224,8 @@ class Preview:
             elif record.place in others:
                 yield self._taken(others[record.place], record)
             else:
-                yield RecordDiff(
-                    State.ADDED, record.collection, record.key, field_diffs(b"", record.document)
-                )
+                fields = field_diffs(record.collection, b"", record.document)
+                yield RecordDiff(State.ADDED, record.collection, record.key, fields)
         yielded = {record.place for record in first.records}
         yield from (_removed(record) for record in stored if record.place not in yielded)
 
@@ -239,7 +237,7 @@ class Preview:
         return {
             found.place: found
             for collection, some in keys.items()
-            for found in read_records(self._derived, collection, _among(some))
+            for found in read_records(self._sides.holding(collection), collection, _among(some))
         }
 
     def _taken(self, stored: Stored, record: EncodedRecord) -> RecordDiff:
@@ -248,7 +246,8 @@ class Preview:
             holder = (stored.owner.transform, decode(stored.raw, CODEC)[ENGINE_FIELD]["key"])
             return RecordDiff(State.CONTESTED, record.collection, record.key, holder=holder)
         origin = decode(stored.raw, CODEC).get(ENGINE_FIELD)
-        fields = (*field_diffs(stored.raw, record.document), FieldDiff(ENGINE_FIELD, (origin,), ()))
+        differing = field_diffs(record.collection, stored.raw, record.document)
+        fields = (*differing, FieldDiff(ENGINE_FIELD, (origin,), ()))
         return RecordDiff(State.CHANGED, record.collection, record.key, fields)
 
 
@@ -257,14 +256,14 @@ def committed(database: Database[Any]) -> Database[Any]:
     return database.with_options(read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("majority"))
 
 
-def owned(derived: Database[Any], collections: Iterable[str], transform: str, key: Any) -> list[Stored]:
+def owned(sides: Sides, collections: Iterable[str], transform: str, key: Any) -> list[Stored]:
     """Give the records that a transform has stored for a document in these collections."""
     owner = Owner(transform, identity(key))
     query = {"_src.by": transform, "_src.key": {"$in": [key]}}
     found = [
         record
         for collection in (collections if is_storable(key) else ())
-        for record in read_records(derived, collection, query)
+        for record in read_records(sides.holding(collection), collection, query)
     ]
     return [record for record in found if record.owner == owner]
 
@@ -274,7 +273,7 @@ def _among(keys: Sequence[Any]) -> dict[str, Any]:
 
 
 def _removed(stored: Stored) -> RecordDiff:
-    fields = field_diffs(stored.raw, b"")
+    fields = field_diffs(stored.collection, stored.raw, b"")
     return RecordDiff(State.REMOVED, stored.collection, stored.key, fields, version=stored.version)
 
 
@@ -285,16 +284,17 @@ def _kept(stored: Stored) -> RecordDiff:
 def _compared(stored: Stored, wanted: EncodedRecord) -> RecordDiff:
     if not differing(stored, wanted):
         return RecordDiff(State.UNCHANGED, stored.collection, stored.key, version=stored.version)
-    fields = field_diffs(stored.raw, wanted.document)
+    fields = field_diffs(stored.collection, stored.raw, wanted.document)
     return RecordDiff(State.CHANGED, stored.collection, stored.key, fields, version=stored.version)
 
 
-def field_diffs(before: bytes, after: bytes) -> tuple[FieldDiff, ...]:
+def field_diffs(collection: str, before: bytes, after: bytes) -> tuple[FieldDiff, ...]:
     """Give the fields in which two records differ, in value or type; without one record, those of the other.
 
-    The engine's field does not count, and the key only where both have it.
+    The engine's field does not count, and the key only where both have it. Fields of a part are those that its shared
+    record shows.
     """
-    old, new = _fields(before), _fields(after)
+    old, new = (_fields(_shown(collection, each)) for each in (before, after))
     if not (before and after):
         old.pop("_id", None)
         new.pop("_id", None)
@@ -303,6 +303,10 @@ def field_diffs(before: bytes, after: bytes) -> tuple[FieldDiff, ...]:
         for name in old | new
         if _encoded(_held(old, name)) != _encoded(_held(new, name))
     )
+
+
+def _shown(collection: str, record: bytes) -> bytes:
+    return behind_key(record) if record and is_parts(collection) else record
 
 
 def _fields(record: bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from bson.errors import BSONError
 from pymongo import ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
+from pymongo.read_concern import ReadConcern
 
 from distributary.change import CODEC, Identity, Version, identity
 from distributary.derive.batch import Derived, is_storable
@@ -156,6 +157,11 @@ class Sides:
     def parts(self) -> Documents:
         """The parts of shared records, read in the same way."""
         return Documents(self.state)
+
+    def holding(self, collection: str) -> Database[Any]:
+        """Give the database that a collection of records or parts lies in; only what is durable is read."""
+        database = self.state if is_parts(collection) else self.derived
+        return database.with_options(CODEC, ReadPreference.PRIMARY, read_concern=ReadConcern("majority"))
 
     def checkpoint(self) -> Checkpoint:
         """Give the worker's checkpoint; raises `Failed` without one."""

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from bson import decode
 
-from distributary.change import CODEC, Position, Version, identity
+from distributary.change import CODEC, Position, Version, decoded, identity
 from distributary.derive.plan import Stored
 from distributary.derive.records import ENGINE_FIELD
+from distributary.derive.shared import is_shared, of_keys
 from distributary.derive.transform import Transform
 from distributary.errors import ConfigurationError, Failed, Fault
 from distributary.operate import dead_letters
@@ -19,11 +20,15 @@ from distributary.operate.comparison import Found
 from distributary.operate.preview import DocumentDiff, Preview, RecordDiff, State, committed, owned
 from distributary.operate.sides import Sides, Writers
 from distributary.operate.status import TransformState, iso
-from distributary.sink.mongo import read_records
+from distributary.parts import is_parts, parts_of, told
+from distributary.sink.mongo import read_record, read_records
 from distributary.source import deployment
 from distributary.state import Built, Checkpoint
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.letters import StoredLetter, stored_letter
+
+#: Parts of one shared record that are traced; more have to be asked for by their documents.
+PARTS = 100
 
 
 class Role(StrEnum):
@@ -96,8 +101,7 @@ class Held(NamedTuple):
         """Give it as JSON has it."""
         time = self.version.time
         return {
-            "collection": self.collection,
-            "key": self.key,
+            **told(self.collection, self.key),
             "version": {"time": iso(time), "cluster_time": time, "epoch": self.version.epoch},
             "agreement": self.agreement.value,
             "fields": list(self.fields),
@@ -134,6 +138,21 @@ class RecordTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedTrace:
+    """A shared record with the first of its parts, each with its origin; `count` is the number of all."""
+
+    held: Held
+    count: int
+    parts: tuple[RecordTrace, ...]
+
+    def answer(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        held = self.held.answer()
+        about = {name: held[name] for name in ("collection", "key", "version")}
+        return {**about, "parts_count": self.count, "parts": [each.answer() for each in self.parts]}
+
+
+@dataclass(frozen=True, slots=True)
 class Descent:
     """What one transform made of a document: what is stored, and what it yields that is not (`missing`).
 
@@ -152,7 +171,7 @@ class Descent:
         return {
             **self.code.answer(),
             "records": [each.answer() for each in self.records],
-            "missing": [{"collection": each.collection, "key": each.key} for each in self.missing],
+            "missing": [told(each.collection, each.key) for each in self.missing],
             "failure": self.failure or None,
             "dead_letter": self.letter and dead_letters.answer(self.letter),
             "nothing": self.nothing or None,
@@ -198,6 +217,7 @@ class Tracer:
     def role(self, collection: str, wanted: Role | None) -> Role:
         """Tell what a collection is; raises `ConfigurationError` when it is nothing, or both without `wanted`."""
         derived = set(self._sides.registry.collections).union(*self._writers.values())
+        derived = {name for name in derived if not is_parts(name)}
         sources = set(self._sides.registry.sources)
         sources |= {built.source for each in self._here for built in each.transforms.values()}
         known = {Role.DERIVED: derived, Role.SOURCE: sources}
@@ -209,9 +229,25 @@ class Tracer:
 
     # --- from a record to its document ------------------------------------------------------------------------
 
-    def record(self, collection: str, candidates: Sequence[Any]) -> RecordTrace:
-        """Trace the record with one of these keys, the first that exists; raises `Failed` without any."""
+    def record(self, collection: str, candidates: Sequence[Any]) -> "RecordTrace | SharedTrace":
+        """Trace the record with one of these keys, the first that exists; raises `Failed` without any.
+
+        Of a shared record, every part is traced, up to `PARTS`.
+        """
         stored = self._stored(collection, candidates)
+        if is_shared(decoded(stored.raw)):
+            return self._shared(collection, stored)
+        return self._owned(stored, collection)
+
+    def _shared(self, collection: str, stored: Stored) -> "SharedTrace":
+        parts = parts_of(collection)
+        found = self._sides.holding(parts)[parts].find(of_keys([stored.key])).sort("_id", 1)
+        first = [read_record(parts, each) for each in found.limit(PARTS)]
+        count = self._sides.holding(parts)[parts].count_documents(of_keys([stored.key]))
+        held = Held(collection, stored.key, stored.version)
+        return SharedTrace(held, count, tuple(self._owned(each, parts) for each in first))
+
+    def _owned(self, stored: Stored, collection: str) -> RecordTrace:
         held = Held(collection, stored.key, stored.version)
         holder = Found.of(stored, self._writers).holder
         if holder is None:
@@ -279,7 +315,7 @@ class Tracer:
         letter = stored_letter(self._sides.state, code.worker or self._sides.worker, name, key)
         missing: tuple[RecordDiff, ...] = ()
         if diff is None:
-            found = owned(self._derived, sorted(self._writers[name]), name, key)
+            found = owned(self._sides, sorted(self._writers[name]), name, key)
             records = tuple(Held(each.collection, each.key, each.version) for each in found)
         else:
             records = tuple(_held(each) for each in diff.records if each.version)

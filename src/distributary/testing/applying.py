@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 from bson import Timestamp, decode, encode
 from bson.binary import UuidRepresentation
 
-from distributary.change import CODEC, Operation
+from distributary.change import CODEC, Operation, Version
 from distributary.change import Change as SourceChange
 from distributary.derive.batch import derive_all
 from distributary.derive.collapse import Latest, Place, collapse
 from distributary.derive.plan import Contest, Owner, Plan, Stored, reconcile, stored
-from distributary.derive.records import EncodedRecord
+from distributary.derive.records import ENGINE_FIELD, EncodedRecord
+from distributary.derive.shared import is_shared, mark, part_of
 from distributary.derive.transform import Function, Transform
 from distributary.errors import EnvironmentFault
-from distributary.testing.deriving import MAX_RECORDS, NotDerived, derivable, in_bson, transform_for
+from distributary.excerpt import key_of
+from distributary.parts import called, is_parts, parts_of, shared_of
+from distributary.testing.deriving import MAX_RECORDS, NotDerived, derivable, in_bson, transform_for, whole
 
 if TYPE_CHECKING:  # the driver is slow to import, and every run of pytest imports this
     from pymongo.database import Database
@@ -54,6 +57,7 @@ def apply(
     it as with a worker. Raises `NotDerived` for a document that a worker would park, for one that still waits
     for its key at the end, too.
 
+    What shared records are made of lies beside them, in `parts/customer` for `customer`.
     Without a database it is a new one in memory, of mongomock, which has limits: it takes no `Decimal128` as a
     key and shows UUIDs as `bson.Binary`. A database that was given may be filled already, and may be a real one.
     """
@@ -93,7 +97,8 @@ class _Application:
         for transform in transforms:
             self._transforms.setdefault(transform.source, []).append(transform)
         self._sources = {transform.name: transform.source for transform in transforms}
-        self._collections = sorted({name for each in transforms for name in each.collections})
+        named = sorted({name for each in transforms for name in each.collections})
+        self._collections = [*map(parts_of, named), *named]
         self._time = max((record.version.time.time for record in self._stored()), default=0)
         self._waiting: dict[Place, Latest] = {}
         self._contests: dict[Place, Contest] = {}
@@ -113,7 +118,7 @@ class _Application:
     def finish(self) -> None:
         """Raise `NotDerived` when a document still waits for a key."""
         for contest in self._contests.values():
-            held = f"{contest.place[0]}[{contest.key!r:.80}]"
+            held = called(contest.place[0], contest.key)
             owner = f"source document {contest.holder.identity!r:.80} owns ({contest.holder.transform})"
             item = contest.desired
             raise NotDerived(item.transform, item.key, f"yields {held}, which {owner}")
@@ -139,7 +144,8 @@ class _Application:
     def _stored(self) -> Iterator[Stored]:
         for name in self._collections:
             for document in self.database[name].find():
-                yield stored(name, document, encode(document, codec_options=CODEC))
+                if not is_shared(document):
+                    yield stored(name, document, encode(document, codec_options=CODEC))
 
     def _write(self, plan: Plan) -> None:
         for name, keys in plan.deletes.items():
@@ -149,6 +155,18 @@ class _Application:
                 self.database[name].replace_one({"_id": document["_id"]}, document)
         for name, writes in plan.inserts.items():
             self.database[name].insert_many([_document(record) for record, _ in writes])
+        touched = {name for some in (plan.deletes, plan.replaces, plan.inserts) for name in some}
+        for name in filter(is_parts, touched):
+            self._assemble(name)
+
+    def _assemble(self, parts: str) -> None:
+        """Put the shared records together from all of their parts."""
+        shared = self.database[shared_of(parts)]
+        shared.delete_many({f"{ENGINE_FIELD}.shared": True})
+        found = [encode(each, codec_options=CODEC) for each in self.database[parts].find()]
+        version = Version(_EPOCH, Timestamp(self._time, 1))
+        for key, fields in whole(part_of(key_of(each), each) for each in found):
+            shared.insert_one({"_id": key, **fields, ENGINE_FIELD: mark(version)})
 
     def _source_change(self, change: Change) -> SourceChange:
         source, state = self._placed(change)

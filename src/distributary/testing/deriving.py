@@ -11,6 +11,7 @@ from bson import decode, encode
 from bson.errors import BSONError
 
 from distributary.change import CODEC, Identity, identity
+from distributary.derive.plan import UNKNOWN_VERSION
 from distributary.derive.purity import (
     CHANGES,
     CHANGES_CURE,
@@ -20,8 +21,11 @@ from distributary.derive.purity import (
     call,
     differ,
 )
+from distributary.derive.shared import Part, assembled, part_of
 from distributary.derive.transform import Function, Transform, failure_of
+from distributary.parts import is_parts, shared_of
 from distributary.plugins import transform_of
+from distributary.testing.order import in_order
 
 #: Records that one document may yield, as in the default configuration (worker.max_records).
 MAX_RECORDS = 10_000
@@ -107,9 +111,10 @@ class Collections(dict[str, Records]):
 def derive(function: Function, document: Mapping[str, Any], *, max_records: int = MAX_RECORDS) -> Collections:
     """Give what a transform yields for a document: `{collection: {key: fields}}`.
 
-    It is done as a worker does it: the function gets the document as MongoDB gives it, and the records are as
-    they are stored (dates in UTC and to the millisecond, tuples as lists), without `_id` and `_src`. Raises
-    `NotDerived` for a document that a worker would park, from the transform's own exception, and `NotPure`.
+    Of shared records it gives what this document contributes: sections and lists. It is done as a worker does it: the
+    function gets the document as MongoDB gives it, and the records are as they are stored (dates in UTC and to the
+    millisecond, tuples as lists), without `_id` and `_src`. Raises `NotDerived` for a document that a worker would
+    park, from the transform's own exception, and `NotPure`.
     The function is called twice, with a document of its own each time. A clock that is read to the second goes
     unnoticed here; `distributary check` finds it.
     """
@@ -148,10 +153,22 @@ def _called(transform: Transform, document: bytes, max_records: int) -> Call:
 
 def _collections(called: Call, transform: Transform) -> Collections:
     pairs: dict[str, list[tuple[Any, dict[str, Any]]]] = {}
+    parts: dict[str, list[Part]] = {}
     for record in called.records:
-        fields = decode(record.body, CODEC)
-        pairs.setdefault(record.collection, []).append((fields.pop("_id"), fields))
+        if is_parts(record.collection):
+            parts.setdefault(shared_of(record.collection), []).append(part_of(record.key, record.document))
+        else:
+            fields = decode(record.body, CODEC)
+            pairs.setdefault(record.collection, []).append((fields.pop("_id"), fields))
+    pairs |= {name: list(whole(some)) for name, some in parts.items()}
     return Collections({name: Records(some) for name, some in pairs.items()}, transform.collections)
+
+
+def whole(parts: Iterable[Part]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Give the shared records of which these are all parts, as a worker shows them."""
+    ordered = sorted(parts, key=lambda part: tuple(map(in_order, (part.key, part.name, part.item))))
+    for key, fields, _ in assembled((part, UNKNOWN_VERSION) for part in ordered):
+        yield key, decode(encode(fields, codec_options=CODEC), CODEC)
 
 
 def _by_identity(records: Mapping[Any, Any] | list[Any]) -> dict[Identity, Any] | None:
