@@ -350,8 +350,8 @@ def test_records_become_sections_by_a_rebuild_and_back(harness: Harness) -> None
         "city": None,
     }
     harness.write({"customers": CUSTOMERS})
-    said(harness, "rebuild", "users", "orders")
     harness.catch_up()
+    said(harness, "rebuild", "users", "orders")
     harness.assert_equal()
 
 
