@@ -221,7 +221,7 @@ def _user_key(number: int) -> str:
 def _status_at_age(rng: Random, age: float) -> str:
     if rng.randrange(20) == 0:
         return "cancelled"
-    reached = int(age * 50 + rng.random() * 2)
+    reached = int(age * 30 + rng.random() * 2)
     return ("placed", "paid", "shipped", "delivered")[min(reached, 3)]
 
 
@@ -234,10 +234,14 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 # --- one user's day -----------------------------------------------------------------------------------------
 
 
+#: Orders that were not cancelled.
+STANDS: Mapping[str, Any] = {"status": {"$ne": "cancelled"}}
+
+
 def somebody(database: Database[Document]) -> str:
-    """Give the key of a user to tell a story about: who ordered lately and has a few orders, else who ordered last."""
+    """Give the key of a user to tell a story about: one who ordered lately and has a few orders, if there is."""
     newest = [
-        each["userId"] for each in database["orders"].find({}, {"userId": 1}).sort("_id", -1).limit(100)
+        each["userId"] for each in database["orders"].find(STANDS, {"userId": 1}).sort("_id", -1).limit(100)
     ]
     few_orders = (key for key in newest if 1 < database["orders"].count_documents({"userId": key}) < 5)  # noqa: PLR2004
     return str(next(few_orders, newest[0]))
@@ -246,8 +250,8 @@ def somebody(database: Database[Document]) -> str:
 def story(database: Database[Document], key: str) -> Iterator[tuple[str, Timestamp]]:
     """Let a user have a day, one write after the other; give what each was, and its cluster time.
 
-    The user visits the shop and orders, has another e-mail address, an older order is cancelled, and an order that was
-    placed under another account is moved to this one.
+    The user visits the shop and orders, has another e-mail address, the order before is cancelled, and an order that
+    was placed under another account is moved to this one.
     """
     with database.client.start_session() as session:
         for told, write in _chapters(database, session, key):
@@ -261,7 +265,7 @@ def _chapters(
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     orders, rng = database["orders"], chance(SEED, "story", key)
     goods = list(database["products"].find(session=session).sort("_id"))
-    oldest = orders.find_one({"userId": key}, sort=[("_id", 1)], session=session)
+    last = orders.find_one({"userId": key, **STANDS}, sort=[("_id", -1)], session=session)
     newest = orders.find_one({}, sort=[("_id", -1)], session=session)
     others = orders.find_one({"userId": {"$ne": key}}, sort=[("_id", -1)], session=session)
     number = newest["_id"] + 1 if newest else 1
@@ -277,11 +281,11 @@ def _chapters(
         f"has a new e-mail address, {address}",
         lambda: database["users"].update_one({"_id": key}, {"$set": {"email": address}}, session=session),
     )
-    if oldest:
+    if last:
         yield (
-            f"cancels order {oldest['_id']}",
+            f"cancels order {last['_id']}",
             lambda: orders.update_one(
-                {"_id": oldest["_id"]}, {"$set": {"status": "cancelled"}}, session=session
+                {"_id": last["_id"]}, {"$set": {"status": "cancelled"}}, session=session
             ),
         )
     if others:
