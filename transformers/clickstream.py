@@ -1,7 +1,7 @@
 """Clicks, put in their place.
 
-session_events: what happened in this session, and what did this customer look at last? A record per click,
-next to the session's orders: clicks have no end, so they are no items of a customer.
+session_events: what happened in this session, and what did this customer look at last? A record per click, next
+to the session's orders: clicks have no end, so they are no items of a customer.
 customer: when was this customer here, and where from? The click that starts a session is an item in the list
 `sessions`, one for many clicks. It is keyed by the click: a session that was started twice is listed twice, and
 no document contests another's item.

@@ -1,8 +1,8 @@
 """The derived collections that several modules fill, and what is counted over them.
 
 A derived collection is declared once and imported by whoever yields to it. `customer` is the unified view: one
-document answers what a channel asks first about somebody. It holds what is shown whole and stays short; figures are
-rollups beside it, under the same key, and what grows without an end (clicks) has a collection of its own.
+document answers what a channel asks first about somebody. It holds what is shown whole and stays short; figures
+are rollups beside it, under the same key, and what grows without an end (clicks) has a collection of its own.
 """
 
 from distributary import DerivedCollection, Rollup
