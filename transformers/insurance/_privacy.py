@@ -1,14 +1,13 @@
 """Personal data in derived collections that more people read than the raw ones.
 
 `masked` shows a person that an address is theirs, and nobody else what it is. `pseudonym` tells that two
-addresses are
-the same, as partners compare them, to those who have the key: addresses are few enough to be guessed one after
-the other, so that a hash without a key hides nothing.
+addresses are the same, as partners compare them, to those who have the key: addresses are few enough to be guessed
+one after the other, so that a hash without a key hides nothing.
 
 The key is read when the modules are loaded, from the file that AUDIENCE_KEY_FILE names or else from
 AUDIENCE_KEY, and must be the same for every process: the worker, `verify`, `rebuild`. Without a key there are
-no pseudonyms. Another key
-is no change of code, so that it goes unnoticed: follow it with `distributary rebuild members proposers`.
+no pseudonyms. Another key is no change of code, so that it goes unnoticed: follow it with `distributary rebuild
+members proposers`.
 """
 
 import hmac

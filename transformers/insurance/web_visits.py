@@ -2,12 +2,10 @@
 
 customer_timeline: a record per visit of somebody who has signed in (the feed's `post_evar5` is the customer).
 customer: an item in the list `intents` for a visit in which a form or a payment was begun and not ended. Most
-visits are
-none: an item is what somebody should act upon. It leaves when the form is sent or the premium is paid.
+visits are none: an item is what somebody should act upon. It leaves when the form is sent or the premium is paid.
 drop-offs: an event at the moment in which a form or a payment is abandoned. A trigger, since it is about the
-change
-itself: whoever calls back wants to know once, now, and not find a state. It carries keys and no personal data;
-whether the customer may be called is asked of campaign_audience.
+change itself: whoever calls back wants to know once, now, and not find a state. It carries keys and no personal
+data; whether the customer may be called is asked of campaign_audience.
 """
 
 from collections.abc import Iterator
