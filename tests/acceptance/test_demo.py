@@ -109,7 +109,8 @@ def test_json_is_all_that_is_printed_to_standard_output(home: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["schema"] == 1
     assert answer["verification"]["equal"] is True
-    assert answer["verification"]["records"] == sum(answer["collections"].values())
+    assert len(answer["collections"]) == 12
+    assert min(answer["collections"].values()) > 0
     assert [len(query["answer"]) for query in answer["queries"]] == [3, 3]
     assert_a_day_was_shown(answer["customer"])
     assert VERIFIED.search(done.stderr)

@@ -377,9 +377,9 @@ def _before_and_after(console: Console, day: Day) -> Table:
 
 
 def _flat(document: Mapping[str, Any]) -> dict[str, str]:
-    """Give a line for each field of a section and for each item of a list, by a name that stays the same."""
+    """Give a line for each field of a section and for each item of a list, by a name that stays the same; sections first."""
     found: dict[str, str] = {}
-    for name, value in document.items():
+    for name, value in sorted(document.items(), key=lambda each: isinstance(each[1], list)):
         if isinstance(value, dict):
             found |= {f"{name}.{field}": _cell(inner) for field, inner in value.items()}
         elif isinstance(value, list):
