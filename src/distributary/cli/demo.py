@@ -377,7 +377,7 @@ def _before_and_after(console: Console, day: Day) -> Table:
 
 
 def _flat(document: Mapping[str, Any]) -> dict[str, str]:
-    """Give a line for each field of a section and for each item of a list, by a name that stays the same; sections first."""
+    """Give a line for each field of a section, then for each item of a list, by a name that stays the same."""
     found: dict[str, str] = {}
     for name, value in sorted(document.items(), key=lambda each: isinstance(each[1], list)):
         if isinstance(value, dict):
