@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.conftest import eventually
 
 COMMAND = [sys.executable, "-m", "distributary", "demo", "--scale", "0.1"]
 VERIFIED = re.compile(
-    r"^Verified: [\d,]+ derived records in 5 collections equal a recomputation from [\d,]+ raw documents\.$",
+    r"^Verified: [\d,]+ derived records in 12 collections equal a recomputation from [\d,]+ raw documents\.$",
     re.MULTILINE,
 )
 
@@ -89,7 +90,8 @@ def test_it_verifies_and_leaves_nothing_behind(home: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert VERIFIED.search(done.stdout)
-    assert done.stdout.count("db.") == 2
+    assert done.stdout.count(".find(") == 2
+    assert done.stdout.count("db.customer.findOne(") == 1
     assert "lag" in done.stdout
     assert nothing_is_left(home)
 
@@ -107,9 +109,23 @@ def test_json_is_all_that_is_printed_to_standard_output(home: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["schema"] == 1
     assert answer["verification"]["equal"] is True
-    assert answer["verification"]["records"] == sum(answer["collections"].values())
+    assert len(answer["collections"]) == 12
+    assert min(answer["collections"].values()) > 0
     assert [len(query["answer"]) for query in answer["queries"]] == [3, 3]
+    assert_a_day_was_shown(answer["customer"])
     assert VERIFIED.search(done.stderr)
+
+
+def assert_a_day_was_shown(customer: dict[str, Any]) -> None:
+    """Check that two reads of one document show what changed in three raw collections in between."""
+    before, after = customer["before"], customer["after"]
+    assert before["_id"] == after["_id"]
+    assert before["profile"]["email"] != after["profile"]["email"]
+    assert len(after["orders"]) == len(before["orders"]) + 2
+    cancelled = [[each["status"] for each in known["orders"]].count("cancelled") for known in (before, after)]
+    assert cancelled[1] > cancelled[0]
+    assert len(after["sessions"]) == len(before.get("sessions", [])) + 1
+    assert len(customer["acts"]) == 5
 
 
 def test_keep_runs_until_ctrl_c(home: Path) -> None:

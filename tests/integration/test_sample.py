@@ -9,7 +9,7 @@ from typing import Any
 from bson import Timestamp
 from pymongo.database import Database
 
-from distributary.sample import live, load, sizes_at
+from distributary.sample.retail import live, load, sizes_at, somebody, story
 from tests.conftest import Databases
 
 FAST = 1e9
@@ -93,3 +93,35 @@ def test_the_rate_is_kept(databases: Databases) -> None:
 
     live(databases.raw, 1, stop, 50, wrote)
     assert times[-1] - times[0] > 0.9 * 25 / 50
+
+
+def test_a_story_changes_what_is_known_of_one_user(databases: Databases) -> None:
+    """Its writes are told with their times; the user has a visit, a new order, one cancelled and one taken over."""
+    load(databases.raw, 0.02)
+    key = somebody(databases.raw)
+    orders = databases.raw["orders"]
+    before = list(orders.find({"userId": key, "status": {"$ne": "cancelled"}}).sort("_id"))
+    count = orders.count_documents({"userId": key})
+    told = list(story(databases.raw, key))
+    assert len({act for act, _ in told}) == len(told) == 5
+    assert all(earlier < later for (_, earlier), (_, later) in pairwise(told))
+    after = {each["_id"]: each["status"] for each in orders.find({"userId": key})}
+    assert len(after) == count + 2
+    assert after[before[-1]["_id"]] == "cancelled"
+    assert (
+        databases.raw["clickstream"].count_documents({"userId": key, "gaSessionId": f"S{max(after):07}"}) == 1
+    )
+
+
+def test_life_goes_on_after_a_story(databases: Databases) -> None:
+    """What a story inserted is in nobody's way."""
+    load(databases.raw, 0.01)
+    list(story(databases.raw, somebody(databases.raw)))
+    operations, _ = live_for(databases.raw, 100, seed=1)
+    assert operations.total() == 100
+
+
+def test_the_smallest_shop_has_somebody_with_a_story(databases: Databases) -> None:
+    """Also where nobody has a few orders."""
+    load(databases.raw, 0.0001)
+    assert list(story(databases.raw, somebody(databases.raw)))

@@ -6,17 +6,25 @@ from typing import Any
 import pytest
 from bson import Timestamp
 
-from distributary.cli.demo import Lag, Result
+from distributary.cli.demo import Day, Lag, Result
 from distributary.cli.stage import configuration, examples
 from distributary.config import load
 from distributary.errors import Failed
-from distributary.sample import SIZES
+from distributary.sample.retail import SIZES
 
 
 def result(**changes: Any) -> Result:
     """Give a result with the answer of `verify`, changed."""
     found = {"equal": True, "documents": 2000, "records": 3000, "missing": 0, "stale": 0, "orphaned": 0}
-    return Result(found | changes, {"one": 1000, "two": 2000}, {}, [], [])
+    return Result(a_day(), found | changes, {"one": 1000, "two": 2000}, {}, [], [])
+
+
+def a_day() -> Day:
+    """Give a day on which an order was cancelled and another one was placed."""
+    before = {"_id": "U1", "profile": {"name": {"given": "Ada", "family": "Wong"}, "city": "Oslo"}}
+    after = {**before, "orders": [{"_id": 9, "status": "placed", "products": ["Mug", "Pan"]}]}
+    orders = [{"_id": 8, "status": "paid", "products": ["Mug"]}, {"_id": 9, "status": "new", "products": []}]
+    return Day("U1", ["places order 9"], {**before, "orders": orders}, after, 0.1)
 
 
 def test_the_configuration_is_valid_whatever_the_folder_is_called(tmp_path: Path) -> None:
@@ -30,8 +38,24 @@ def test_the_configuration_is_valid_whatever_the_folder_is_called(tmp_path: Path
 
 
 def test_the_examples_are_found() -> None:
-    """There is a module for every raw collection of the demo."""
-    assert {path.stem for path in examples().glob("*.py")} == set(SIZES)
+    """There is a module for every raw collection of the demo, and the collections that several fill."""
+    modules = {path.stem for path in examples().glob("*.py") if path.stem[0] != "_"}
+    assert modules == {*SIZES, "derived"}
+
+
+def test_a_customer_is_shown_line_by_line_before_and_after() -> None:
+    """Fields of sections and items of lists keep their line, also those that came or went."""
+    assert list(a_day().lines) == [
+        ("profile.name", "Ada Wong", "Ada Wong"),
+        ("profile.city", "Oslo", "Oslo"),
+        ("orders 9", "new, ", "placed, Mug Pan"),
+        ("orders 8", "paid, Mug", ""),
+    ]
+
+
+def test_the_query_of_a_day_is_one_read() -> None:
+    """It can be typed into mongosh as it is shown."""
+    assert a_day().shell == 'db.customer.findOne({"_id": "U1"})'
 
 
 def test_lag_is_that_of_the_oldest_write_to_come() -> None:

@@ -7,7 +7,7 @@ import pytest
 from bson import encode
 
 from distributary.change import CODEC
-from distributary.sample import SIZES, data_set, sizes_at
+from distributary.sample.retail import SIZES, data_set, sizes_at
 
 Data = dict[str, list[dict[str, Any]]]
 
@@ -36,10 +36,10 @@ def test_another_seed_gives_other_documents(shop: Data) -> None:
     assert all(shop[name] != other[name] for name in SIZES)
 
 
-def test_a_customer_is_the_same_at_every_scale(shop: Data) -> None:
-    """Customers and products do not change when there are more of them."""
+def test_a_user_is_the_same_at_every_scale(shop: Data) -> None:
+    """Users and products do not change when there are more of them."""
     larger = made(0.1)
-    for name in ("customers", "products"):
+    for name in ("users", "products"):
         assert larger[name][: len(shop[name])] == shop[name]
 
 
@@ -59,19 +59,45 @@ def test_keys_are_unique(shop: Data) -> None:
         assert len({document["_id"] for document in documents}) == len(documents) == sizes_at(0.05)[name]
 
 
-def test_orders_name_customers_and_products_that_exist(shop: Data) -> None:
-    """Nothing in an order points nowhere."""
-    customers, products = ({document["_id"] for document in shop[name]} for name in ("customers", "products"))
-    lines = chain.from_iterable(order["lines"] for order in shop["orders"])
-    assert {order["customer_id"] for order in shop["orders"]} <= customers
-    assert {line["sku"] for line in lines} <= products
+def test_orders_and_clicks_name_users_and_products_that_exist(shop: Data) -> None:
+    """Nothing in an order or a click points nowhere; a click may have no user and no product."""
+    users, products = ({document["_id"] for document in shop[name]} for name in ("users", "products"))
+    lines = chain.from_iterable(order["lineItems"] for order in shop["orders"])
+    assert {order["userId"] for order in shop["orders"]} <= users
+    assert {click["userId"] for click in shop["clickstream"] if "userId" in click} <= users
+    seen = {click["productId"] for click in shop["clickstream"] if "productId" in click}
+    assert seen | {line["productId"] for line in lines} <= products
+
+
+def test_some_clicks_are_nobodys(shop: Data) -> None:
+    """Not everybody signs in."""
+    anonymous = [click for click in shop["clickstream"] if "userId" not in click]
+    assert 0 < len(anonymous) < len(shop["clickstream"]) / 2
+
+
+def test_a_session_is_one_users_and_starts_once(shop: Data) -> None:
+    """The clicks of a session, and the order that it led to, belong together."""
+    orders = {order["gaSessionId"]: order for order in shop["orders"] if "gaSessionId" in order}
+    sessions: dict[str, list[dict[str, Any]]] = {}
+    for click in shop["clickstream"]:
+        sessions.setdefault(click["gaSessionId"], []).append(click)
+    assert orders.keys() & sessions.keys()
+    for key, clicks in sessions.items():
+        assert [click["eventName"] for click in clicks].count("session_start") == 1
+        users = {click.get("userId") for click in clicks}
+        assert len(users) == 1
+        if key in orders:
+            assert users == {orders[key]["userId"]}
+            assert clicks[0]["eventTimestamp"] < orders[key]["orderDate"]
 
 
 def test_an_order_costs_what_its_lines_cost(shop: Data) -> None:
-    """Totals are exact."""
+    """Totals are exact, also where a quantity came as text."""
+    lines = [line for order in shop["orders"] for line in order["lineItems"]]
+    assert {type(line["quantity"]) for line in lines} == {int, str}
     for order in shop["orders"]:
-        costs = [line["price"].to_decimal() * line["quantity"] for line in order["lines"]]
-        assert order["total"].to_decimal() == sum(costs)
+        costs = [line["price"].to_decimal() * int(line["quantity"]) for line in order["lineItems"]]
+        assert order["orderTotal"].to_decimal() == sum(costs)
 
 
 def test_orders_are_in_every_status(shop: Data) -> None:

@@ -21,7 +21,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distributary import sample
 from distributary.cli.common import console as console_of
 from distributary.cli.common import emit_json, json_option, progress
 from distributary.cli.stage import (
@@ -38,6 +37,8 @@ from distributary.cli.stage import (
     without_configuration,
 )
 from distributary.errors import Failed
+from distributary.sample import retail
+from distributary.sample.people import SEED
 from distributary.state import BEGINNING
 
 
@@ -47,7 +48,7 @@ from distributary.state import BEGINNING
     type=click.FloatRange(0, 100, min_open=True),
     default=1.0,
     show_default=True,
-    help=f"Size of the data set; 1 is {sum(sample.SIZES.values()):,} raw documents.",
+    help=f"Size of the data set; 1 is {sum(retail.SIZES.values()):,} raw documents.",
 )
 @click.option(
     "--seconds",
@@ -64,8 +65,9 @@ from distributary.state import BEGINNING
 def command(*, scale: float, seconds: float, rate: float, keep: bool, as_json: bool) -> None:
     """Show distributary at work on this machine, and leave nothing behind.
 
-    Starts a private MongoDB and a worker, loads the customers, products and orders of a shop, writes to them
-    for a few seconds, verifies the derived collections and asks them two questions.
+    Starts a private MongoDB and a worker, loads the users, products, orders and clicks of a shop, shows what is
+    known about one customer before and after their day, writes for a few seconds, verifies the derived
+    collections and asks them two questions.
     """
     console = console_of(stderr=as_json)
     with ending_on_sigterm(), open_stage(console) as stage:
@@ -133,9 +135,9 @@ ANSWERS = 3
 
 QUERIES = (
     Query(
-        "What did customer C000001 order last?",
+        "What did customer U000001 order last?",
         "orders_by_customer",
-        {"customer_id": "C000001"},
+        {"customer_id": "U000001"},
         "ordered_at",
         -1,
     ),
@@ -143,10 +145,41 @@ QUERIES = (
 )
 
 
+class Day(NamedTuple):
+    """A customer's day: what they did, and the one document about them before it and after it."""
+
+    customer: str
+    acts: list[str]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    seconds: float
+
+    @property
+    def shell(self) -> str:
+        """The one read that gives all of it, as it is typed into mongosh."""
+        return f"db.{VIEW}.findOne({json.dumps({'_id': self.customer})})"
+
+    def as_json(self) -> dict[str, Any]:
+        """Give its part of the answer to `--json`."""
+        return {"query": self.shell, "acts": self.acts, "before": self.before, "after": self.after}
+
+    @property
+    def lines(self) -> Iterator[tuple[str, str, str]]:
+        """Give what there is to see of the customer: its name, and what it was before and is after."""
+        before, after = _flat(self.before), _flat(self.after)
+        for name in after | before:
+            yield name, before.get(name, ""), after.get(name, "")
+
+
+#: The unified view of a customer.
+VIEW = "customer"
+
+
 @dataclass(frozen=True)
 class Result:
     """What the demo has shown."""
 
+    day: Day
     verification: dict[str, Any]
     collections: dict[str, int]
     live: dict[str, int]
@@ -158,6 +191,7 @@ class Result:
         return {
             "verification": self.verification,
             "collections": self.collections,
+            "customer": self.day.as_json(),
             "live": self.live,
             "lag_seconds": {"median": median(self.lag), "max": max(self.lag)} if self.lag else None,
             "queries": [
@@ -195,17 +229,18 @@ def _started(stage: Stage, scale: float) -> Worker:
 
 
 def _result(stage: Stage, worker: Worker, seconds: float, rate: float) -> Result:
+    day = _day(stage, worker)
     live, lag = _live(stage, worker, seconds, rate)
     verification = _verify(stage)
     worker.check()
     answers = [(query, query.ask(stage.client)) for query in QUERIES]
-    return Result(verification, _counts(stage), live, lag.seconds, answers)
+    return Result(day, verification, _counts(stage), live, lag.seconds, answers)
 
 
 def _load(stage: Stage, scale: float) -> dict[str, int]:
     started = time.monotonic()
     with progress("Loading raw data") as bar:
-        sizes = sample.load(stage.client[RAW], scale, bar.update)
+        sizes = retail.load(stage.client[RAW], scale, bar.update)
     parts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     stage.console.print(f"Loaded {sum(sizes.values()):,} raw documents in {_since(started)}: {parts}")
     return sizes
@@ -218,6 +253,25 @@ def _backfill(stage: Stage, worker: Worker, sizes: Mapping[str, int]) -> None:
             bar.update(derived)
     records = sum(_counts(stage).values())
     stage.console.print(f"The worker started and derived {records:,} records from them in {_since(started)}")
+
+
+def _day(stage: Stage, worker: Worker) -> Day:
+    """Let somebody have a day, and read what is known about them before it and once it was committed."""
+    customer = retail.somebody(stage.client[RAW])
+    before = _known(stage, customer)
+    acts, times = zip(*retail.story(stage.client[RAW], customer), strict=True)
+    written = time.monotonic()
+    deque(worker.follow(lambda: worker.position, lambda position: position >= times[-1]), maxlen=0)
+    seconds = time.monotonic() - written
+    stage.console.print(
+        f"Customer {customer} {', '.join(acts)}; {_milliseconds(seconds)} later it is derived"
+    )
+    return Day(customer, list(acts), before, _known(stage, customer), seconds)
+
+
+def _known(stage: Stage, customer: str) -> dict[str, Any]:
+    """Give the one document about a customer; empty if there is none."""
+    return stage.client[DERIVED][VIEW].find_one({"_id": customer}, {"_src": False}) or {}
 
 
 def _live(stage: Stage, worker: Worker, seconds: float, rate: float) -> tuple[dict[str, int], Lag]:
@@ -244,7 +298,7 @@ def _writing(stage: Stage, lag: Lag, rate: float) -> Iterator[tuple[Future[dict[
     stop = Event()
     with ThreadPoolExecutor(1, "live") as pool:
         try:
-            yield pool.submit(sample.live, stage.client[RAW], sample.SEED, stop, rate, lag.wrote), stop
+            yield pool.submit(retail.live, stage.client[RAW], SEED, stop, rate, lag.wrote), stop
         finally:
             stop.set()
 
@@ -301,6 +355,8 @@ def _show(console: Console, result: Result) -> None:
     for name, count in result.collections.items():
         table.add_row(name, f"{count:,}")
     console.print("", table, sep="\n")
+    console.print("", "One customer in one read, before and after:", f"  {result.day.shell}", sep="\n")
+    console.print(_before_and_after(console, result.day))
     for query, records in result.answers:
         console.print("", query.question, f"  {query.shell}", _answer(console, records), sep="\n")
     console.print()
@@ -313,7 +369,31 @@ def _answer(console: Console, records: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _before_and_after(console: Console, day: Day) -> Table:
+    table = _table(console, "", "before", "after")
+    for name, before, after in day.lines:
+        table.add_row(name, before, after, style=None if before == after else "bold")
+    return table
+
+
+def _flat(document: Mapping[str, Any]) -> dict[str, str]:
+    """Give a line for each field of a section, then for each item of a list, by a name that stays the same."""
+    found: dict[str, str] = {}
+    for name, value in sorted(document.items(), key=lambda each: isinstance(each[1], list)):
+        if isinstance(value, dict):
+            found |= {f"{name}.{field}": _cell(inner) for field, inner in value.items()}
+        elif isinstance(value, list):
+            found |= {f"{name} {item['_id']}": _item(item) for item in value}
+    return found
+
+
+def _item(item: Mapping[str, Any]) -> str:
+    return ", ".join(_cell(value) for name, value in item.items() if name != "_id")
+
+
 def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        return _cell(list(value.values()))
     if isinstance(value, list):
         return " ".join(map(_cell, value))
     return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime) else str(value)

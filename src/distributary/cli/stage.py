@@ -15,9 +15,9 @@ from bson import Timestamp
 from pymongo import MongoClient
 from rich.console import Console
 
-from distributary import sample
 from distributary.embedded import EmbeddedMongo, Keeper
 from distributary.errors import Failed
+from distributary.sample import retail
 from distributary.state import BEGINNING, Checkpoint, JobKind
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
@@ -119,7 +119,7 @@ def configuration(uri: str, transformers: Path) -> str:
         "worker": {
             "name": WORKER,
             "transformers": [str(transformers)],
-            "only": list(sample.SIZES),
+            "only": list(retail.SIZES),
             "idle_save_seconds": 1,
         },
         "http": {"port": 0},
