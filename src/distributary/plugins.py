@@ -21,6 +21,7 @@ from distributary.derive.collect import collect, has_marks, hidden, mark_of, rea
 from distributary.derive.fingerprint import Module
 from distributary.derive.registry import Found, Marked, Registry, build, faults
 from distributary.derive.transform import Function, Transform
+from distributary.derive.uses import misuses
 from distributary.errors import ConfigurationError, Fault
 from distributary.folders import PRIVATE, private_package
 
@@ -154,7 +155,9 @@ class _Loading:
                 self.faults.append(_no_source(name))
         for module in modules:
             self.faults.extend(hidden(module))
-        return collect(modules, filter(None, map(resolve, helpers)), resolve)
+        beside = [module for name in helpers if (module := resolve(name))]
+        self.faults.extend(misuses([*modules, *beside]))
+        return collect(modules, beside, resolve)
 
     def forget(self) -> None:
         """Take the modules of this call out of `sys.modules`, except those of other packages."""

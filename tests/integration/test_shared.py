@@ -151,13 +151,16 @@ def test_code_that_yields_records_into_shared_records_is_refused(harness: Harnes
         {
             "customers": CUSTOMERS
             + """
+    make = customer.record
+    name = "profile"
+
     @transform("wrong")
     def wrong(each):
-        yield customer.record(each["_id"], {})
+        yield make(each["_id"], {}) or customer
 
     @transform("list")
     def a_list(each):
-        yield customer.item(each["_id"], "profile", 1, {})
+        yield customer.item(each["_id"], name, 1, {})
     """
         }
     )
@@ -204,7 +207,8 @@ def test_malformed_contributions_are_parked_with_the_reason(harness: Harness, ca
     def users(user):
         yield customer.section(user["_id"], "good", {{}})
         if user["_id"] == "bad":
-            yield customer.{call}
+            made = customer
+            yield made.{call}
     """
         }
     )

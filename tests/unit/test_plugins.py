@@ -358,3 +358,38 @@ def test_a_record_of_an_unnamed_collection_is_a_failure(tmp_path: Path) -> None:
     outcome = derive(transform, {"_id": 1}, 10)
     assert isinstance(outcome, Failure)
     assert "'out', which the transform's code does not name" in outcome.reason
+
+
+#: What contradicts the two sections in `SHARED`, with what the fault says.
+MISUSES = {
+    "yield made.record(1, {})": "'made' is records here, and shared records at t/a.py:3",
+    'yield made.item(1, "one", 2, {})': "'made.one' is a list of items here, and a section at t/a.py:3",
+    'yield made.section(1, "a.b", {})': "a section or list of 'made' has a name that has a dot",
+    'yield made.item(1, name="_src", item_key=2, fields={})': "has a name that is '_src'",
+    "yield made.section(1, 5, {})": "has a name that must be a string",
+}
+
+SHARED = HEAD + dedent("""
+    made = DerivedCollection("made")
+    def helper(document): yield made.section(1, "one", {}); yield made.section(2, "two", {})
+    """).lstrip("\n")
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_contradictions_between_uses_are_faults(tmp_path: Path, misuse: str) -> None:
+    """Code that makes records here and sections there, or names what cannot be, is refused at start, with the line."""
+    text = HEAD + f'from .a import made\n@transform("raw")\ndef b(document):\n    {misuse}\n'
+    write(tmp_path / "t", {"a.py": SHARED, "b.py": text})
+    (fault,) = faults("t")
+    assert MISUSES[misuse] in str(fault)
+    assert fault.place.startswith("t/b.py:")
+
+
+def test_sections_and_items_of_several_modules_are_no_fault(tmp_path: Path) -> None:
+    """Several modules may contribute to one collection, each with names of its own."""
+    text = (
+        HEAD
+        + 'from .a import made\n@transform("raw")\ndef b(document):\n    yield made.item(1, "three", 1, {})\n'
+    )
+    write(tmp_path / "t", {"a.py": SHARED, "b.py": text})
+    assert load(["t"], entry_points=False).transforms.keys() == {"b"}

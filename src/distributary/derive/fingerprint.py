@@ -145,7 +145,7 @@ class _Closure:
 
     def refer(self, module: Module, names: Sequence[str]) -> str:
         """Give the label of what a dotted name stands for in a module; empty if the module does not say."""
-        value = _value(module.values, names)
+        value = value_of(module.values, names)
         self.collections.update(collections_in(value))
         if isinstance(value, DerivedCollection):
             return f"collection {value.name!a}"
@@ -240,7 +240,7 @@ def _imports(statements: Sequence[ast.stmt]) -> Iterator[ast.Import | ast.Import
                 yield node
 
 
-def _value(values: Mapping[str, Any], names: Sequence[str]) -> object:
+def value_of(values: Mapping[str, Any], names: Sequence[str]) -> object:
     """Follow a dotted name through modules up to the first value that is none."""
     value = values.get(names[0])
     for name in names[1:]:
@@ -277,7 +277,7 @@ def _makes_collection(call: ast.Call, values: Mapping[str, Any]) -> bool:
 
 def _named(node: ast.expr, values: Mapping[str, Any]) -> object:
     name = dotted(node)
-    return _value(values, name.split(".")) if name else None
+    return value_of(values, name.split(".")) if name else None
 
 
 def _is_idle(statement: ast.stmt) -> bool:

@@ -205,7 +205,7 @@ def _encode_part(item: object, source: RawDocument, tail: int) -> EncodedRecord:
         {"k": item.key, "s": item.name},
         called(parts_of(collection.name), {"k": item.key, "s": item.name}),
     )
-    if problem := _part_name_problem(item.name):
+    if problem := part_name_problem(item.name):
         raise BadRecord(f"{name}: the name of a section or list {problem}")
     if bad := next((each for each in shown if str(each)[:1] == "$"), None):
         raise BadRecord(f"{name}: field {bad!r} starts with a dollar sign")
@@ -230,7 +230,8 @@ def _mapping(item: Section | Item) -> Mapping[str, Any]:
     return fields
 
 
-def _part_name_problem(name: object) -> str:
+def part_name_problem(name: object) -> str:
+    """Say why this cannot name a section or a list; empty if it can."""
     if not isinstance(name, str):
         return f"must be a string, not {type(name).__name__}"
     rules = {
