@@ -23,7 +23,7 @@ from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, st
 from distributary.derive.records import Place
 from distributary.derive.shadows import shadowed, written
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
-from distributary.parts import is_parts, shared_of
+from distributary.parts import is_parts, parts_of, shared_of
 from distributary.ports import Batch, Behind, Contrast, Finish, FinishCopy, Outcome, Snapshot, Start
 from distributary.state import Checkpoint, Job, JobKind, Letter, LetterKey, ParkedLetter, SlowTransform
 
@@ -378,6 +378,13 @@ class FakeSink:
 
     def share(self, collections: Iterable[str]) -> None:
         """Nothing has to be there before parts are written."""
+
+    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+        """Put all shared records together."""
+        with self.deployment.transaction() as session:
+            self._assemble(parts_of(collection), collection)
+            finish(session, ())
+        return ()
 
     def _assemble(self, parts: str, shared: str) -> None:
         """Put all shared records of a collection together from their parts."""

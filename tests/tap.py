@@ -107,6 +107,10 @@ class TappedSink:
         """Make ready as the sink does."""
         self.sink.share(collections)
 
+    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+        """Put together as the sink does."""
+        return self.sink.assemble(collection, after, limit, finish)
+
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys."""
         return self.sink.swept(collection, transform, after, limit)

@@ -301,6 +301,9 @@ class Sink(Protocol):
     def share(self, collections: Iterable[str]) -> None:
         """Make ready for the parts of these collections' shared records; what is there stays."""
 
+    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+        """Put the next shared records in key order together anew from their parts, in one transaction with `finish`."""
+
 
 class Shelf(Protocol):
     """Whole derived collections. Nothing of it is part of a transaction, so each is known by its id as well."""

@@ -25,6 +25,7 @@ MODULE = """
     by_code = DerivedCollection("orders_by_code")
     members = DerivedCollection("members")
     links = DerivedCollection("links_of_groups")
+    customer = DerivedCollection("customer")
 
     @transform("orders")
     def orders(order):
@@ -34,12 +35,16 @@ MODULE = """
         yield by_customer.record(order["_id"], {"customer": order["customer"], **fields})
         for number, sku in enumerate(order["skus"], start=1):
             yield lines.record({"order": order["_id"], "line": number}, {"sku": sku, **fields})
+        yield customer.item(order["customer"], "orders", order["_id"], fields)
         if "code" in order:
             yield by_code.record(order["code"], fields)
+            yield customer.section(order["code"], "coded", fields)
 
     @transform("members")
     def group_members(member):
         yield members.record(member["_id"], {"group": member["group"], "revision": member["revision"]})
+        fields = {"member": member["_id"], "group": member["group"], "revision": member["revision"]}
+        yield customer.item(member["group"], "members", member["_id"], fields)
 
     @transform("links")
     def group_links(link):
@@ -320,9 +325,10 @@ class Watch:
     def _snapshot(self) -> dict[tuple[str, Any], Document]:
         with self._client.start_session(snapshot=True) as session:
             return {
-                (name, repr(each["_id"])): each
+                (name, repr(record["_id"])): record
                 for name in self._collections
                 for each in self._derived[name].find({}, session=session)
+                for record in _records(each)
             }
 
     def _torn(self, records: Mapping[tuple[str, Any], Document]) -> None:
@@ -333,7 +339,12 @@ class Watch:
             shown.setdefault(unit, set()).add(record["revision"])
         for unit, revisions in shown.items():
             if len(revisions) > 1:
-                self.faults.append(f"torn: {unit} shows revisions {sorted(revisions)}")
+                who = [
+                    (key, each["revision"])
+                    for key, each in records.items()
+                    if unit[1] in (each.get("group"), each.get("order"))
+                ]
+                self.faults.append(f"torn: {unit} shows revisions {sorted(revisions)} {who}")
 
     def _backwards(self, records: Mapping[tuple[str, Any], Document]) -> None:
         """Note sources that show an older revision than before, or are back in the life in which they left."""
@@ -347,6 +358,18 @@ class Watch:
             self._seen[owner] = _Seen(revision, life)
         for owner in self._seen.keys() - shown.keys():
             self._seen[owner] = self._seen[owner]._replace(left=True)
+
+
+def _records(document: Document) -> Iterator[Document]:
+    """Give a record, or the sections and items of a shared one as if each was a record."""
+    if not document["_src"].get("shared"):
+        yield document
+        return
+    for name in document.keys() - {"_id", "_src"}:
+        for part in document[name] if isinstance(document[name], list) else [document[name]]:
+            key = (document["_id"], name, part.get("_id"))
+            owner = ("orders", part["order"]) if "order" in part else ("members", part["member"])
+            yield {**part, "_id": key, "_src": dict(zip(("by", "key"), owner, strict=True))}
 
 
 def _owner(record: Document) -> Any:

@@ -45,6 +45,9 @@ PART_BYTES = 48 * 1024 * 1024
 #: Parked documents whose records are carried into shadows at once.
 CARRIED = 200
 
+#: Shared records that are put together in one transaction.
+ASSEMBLED = 1000
+
 #: BSONObjectTooLarge, TransactionTooLarge, TransactionExceededLifetimeLimitSeconds, TransactionTooLargeForCache
 #: (its number differs by version).
 TOO_LARGE = frozenset({10334, 257, 290, 313, 388})
@@ -293,11 +296,25 @@ class Committer:
         )
 
     def _share(self) -> None:
-        """Note to which shared records transforms contribute, before they do so for the first time."""
+        """Note to which shared records transforms contribute, before they do so for the first time.
+
+        What lies in such a collection then is left over from a state that was dropped: it has no parts.
+        """
         sharing = self._sharing(self.checkpoint)
-        if sharing is not self.checkpoint:
-            self._stores.sink.share(sharing.shared)
-            self.save(sharing)
+        if sharing is self.checkpoint:
+            return
+        self._stores.sink.share(sharing.shared)
+        for name in sorted(sharing.shared - self.checkpoint.shared):
+            self._assemble(name)
+        self.save(self._sharing(self.checkpoint))
+
+    def _assemble(self, collection: str) -> None:
+        """Put all shared records of a collection together from their parts, some at a time."""
+        behind: Behind | None = None
+        while behind != ():
+            finishing = _Finishing(self, Work([], [], self.checkpoint))
+            behind = self._stores.sink.assemble(collection, behind or (), ASSEMBLED, finishing.at)
+            self.checkpoint = finishing.checkpoint
 
     def _sharing(self, checkpoint: Checkpoint) -> Checkpoint:
         for name, transform in self._transforms.items():
@@ -456,6 +473,10 @@ class _Finishing:
 
     def __call__(self, session: ClientSession, outcome: Outcome) -> None:
         self._finished = self._committer.finish(self._work, session, outcome)
+
+    def at(self, session: ClientSession, _: Behind) -> None:
+        """End a transaction that goes through a collection."""
+        self(session, Outcome())
 
     @property
     def letters(self) -> list[Letter]:

@@ -216,14 +216,8 @@ class MongoSink:
         return self._state if is_parts(collection) else self._derived
 
     def share(self, collections: Iterable[str]) -> None:
-        """Make ready for the parts of these collections' shared records; what is there stays.
-
-        Shared records without any part are left over from a state that was dropped: they are removed.
-        """
-        there = set(self._state.list_collection_names())
+        """Make ready for the parts of these collections' shared records; what is there stays."""
         for name in collections:
-            if parts_of(name) not in there:
-                self._derived[name].delete_many({f"{ENGINE_FIELD}.shared": True})
             self._state[parts_of(name)].create_indexes([IndexModel(OWNER_INDEX, name="distributary_owner")])
 
     def write(
@@ -381,6 +375,21 @@ class MongoSink:
             raise OperationFailure(errors[0]["errmsg"], errors[0]["code"], errors[0])
 
     # --- shared records -------------------------------------------------------------------------------------
+
+    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+        """Put the next shared records in key order together anew from their parts, in one transaction with `finish`."""
+
+        def work() -> Behind:
+            query = {f"{ENGINE_FIELD}.shared": True, **({"_id": {"$ne": after[0]}} if after else {})}
+            found = self._derived[collection].find(query, {"_id": 1}, limit=limit, session=self._session)
+            found = found.hint([("_id", 1)]).sort("_id", 1)
+            keys = [each["_id"] for each in (found.min([("_id", after[0])]) if after else found)]
+            self._assemble(collection, parts_of(collection), keys)
+            behind = (keys[-1],) if len(keys) == limit else ()
+            finish(self._session, behind)
+            return behind
+
+        return transact(self._session, work)
 
     def _assemble(self, collection: str, parts: str, keys: Sequence[Any]) -> None:
         distinct = list({identity(key): key for key in keys}.values())
