@@ -1,10 +1,10 @@
 """Transforms: how authors mark them, and how one is applied to one document."""
 
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from types import GeneratorType
+from types import GeneratorType, MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from distributary.derive.records import (
@@ -16,6 +16,7 @@ from distributary.derive.records import (
     encode_record,
     tail_of,
 )
+from distributary.derive.rollup import Rollup, unsuitable
 
 Function = Callable[[dict[str, Any]], Iterable[Record] | Record | None]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,7 +36,8 @@ class Mark(NamedTuple):
 class Transform:
     """A pure function from one document of `source` to records, found in a transform module.
 
-    `collections` are the derived collections that its code names; `place` is `file:line`.
+    `collections` are the derived collections that its code names; `place` is `file:line`. `rollups` are those over
+    them, by the collection's name.
     """
 
     name: str
@@ -44,6 +46,9 @@ class Transform:
     fingerprint: str
     collections: frozenset[str]
     place: str
+    rollups: Mapping[str, Sequence[Rollup]] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False
+    )
 
 
 class Failure(NamedTuple):
@@ -100,6 +105,8 @@ def failure_of(error: Exception | SystemExit) -> Failure:
 
 def _encoded(transform: Transform, output: object, limit: int, source: RawDocument) -> list[EncodedRecord]:
     tail = tail_of(source)
+    if transform.rollups:
+        output = _grouped(output, transform.rollups)
     records = [encode_record(item, source, tail) for item in islice(_items(output), limit + 1)]
     if len(records) > limit:
         raise BadRecord(f"more than {limit:,} records from one document (worker.max_records)")
@@ -113,6 +120,16 @@ def _encoded(transform: Transform, output: object, limit: int, source: RawDocume
                 "declare it at the module's top level and use it by its name"
             )
     return records
+
+
+def _grouped(output: object, rollups: Mapping[str, Sequence[Rollup]]) -> Iterator[object]:
+    """Give what was yielded; raises `BadRecord` for a record that cannot be put into a group."""
+    for item in _items(output):
+        if item.__class__ is Record and isinstance(item.fields, Mapping):
+            for rollup in rollups.get(item.collection.name, ()):
+                if reason := unsuitable(rollup, {"_id": item.key, **item.fields}):
+                    raise BadRecord(f"record {item.collection.name}[{item.key!r:.80}]: {reason}")
+        yield item
 
 
 def _items(output: object) -> Iterable[object]:
