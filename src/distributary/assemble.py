@@ -9,12 +9,13 @@ from typing import Any
 
 from pymongo import MongoClient
 from pymongo.database import Database
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from distributary import log, plugins
 from distributary.change import CODEC
 from distributary.config import Config
 from distributary.derive.registry import Registry, index_keys
+from distributary.derive.rollup import Rollup
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
 from distributary.engine.pace import Limits
@@ -29,8 +30,9 @@ from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
 from distributary.operate.watch import Watch
 from distributary.ports import Start
-from distributary.sink.collections import Indexes, prepare
+from distributary.sink.collections import Indexes, prepare, prepare_rollups
 from distributary.sink.mongo import MongoSink
+from distributary.sink.rollups import Reader, Rollups, refuse_bad
 from distributary.sink.shelf import MongoShelf
 from distributary.source import deployment
 from distributary.source.documents import Documents
@@ -40,6 +42,7 @@ from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from distributary.store.lease import Holder, Lease
 from distributary.store.letters import Letters
+from distributary.store.pending import Pending
 
 logger = log.get_logger()
 
@@ -113,8 +116,12 @@ class Assembled:
         databases, name = self.databases, self.config.worker.name
         checkpoints = Checkpoints(databases.state)
         with databases.derived.client.start_session() as session:
+            pending = Pending(databases.state, name)
+            rollups = Rollups(databases.derived, session, self.registry.rollups, pending, passes)
             stores = Stores(
-                MongoSink(databases.derived, session, self.commits),
+                MongoSink(
+                    databases.derived, session, self.commits, rollups if self.registry.rollups else None
+                ),
                 checkpoints,
                 Letters(databases.state, name),
                 Jobs(databases.state, name),
@@ -203,6 +210,7 @@ class Assembled:
             start=Start() if worker.start == "backfill" else start_of(worker.start, self.databases.raw),
             backfill=worker.start == "backfill",
             rebuild=worker.on_change == "rebuild",
+            rollups=self._fingerprints(),
         )
 
     def _parts(self, stores: Stores) -> Parts:
@@ -224,18 +232,43 @@ class Assembled:
             shelf=MongoShelf(databases.derived, self._indexes()),
             draw=lambda: token_hex(4),
             told=lambda documents: self.slow.over(self.commits.behind(documents)),
+            groups=self._reader() if self.registry.rollups else None,
+            rollups=self._fingerprints(),
         )
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: each.fingerprint for name, each in self.registry.rollups.items()}
+
+    def _reader(self) -> Reader:
+        """Give what computes pending groups beside the stream."""
+        pending = Pending(self.databases.state, self.config.worker.name)
+        return Reader(self.databases.derived, self.registry.rollups, pending, passes)
 
     def _prepare(self) -> None:
         """Create what the worker writes to: derived collections, and the indexes of its own state."""
         prepare(self.databases.derived, self._indexes().items())
+        prepare_rollups(self.databases.derived, self._rollup_indexes().items())
+        refuse_bad(self.databases.derived, self.registry.rollups, self.registry.places, passes)
+        pending = Pending(self.databases.state, self.config.worker.name)
+        pending.prepare()
+        pending.forget(list(self.registry.rollups))
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
 
     def _indexes(self) -> dict[str, Indexes]:
-        """Give the indexes of each declared collection."""
-        declared = self.registry.collections.items()
-        return {name: [index_keys(spec) for spec in collection.indexes] for name, collection in declared}
+        """Give the indexes of each declared collection, with those by which rollups find their groups' records."""
+        indexes: dict[str, Indexes] = {
+            name: [index_keys(spec) for spec in collection.indexes]
+            for name, collection in self.registry.collections.items()
+        }
+        for rollup in self.registry.rollups.values():
+            indexes[rollup.over.name] = with_groups(indexes[rollup.over.name], rollup)
+        return indexes
+
+    def _rollup_indexes(self) -> dict[str, Indexes]:
+        """Give the indexes of each rollup."""
+        rollups = self.registry.rollups.items()
+        return {name: [index_keys(spec) for spec in rollup.indexes] for name, rollup in rollups}
 
     def _settings(self) -> Settings:
         worker = self.config.worker
@@ -256,3 +289,16 @@ class Assembled:
             resync=worker.on_lost_position == "resync",
             breaker=(self.config.dead_letters.max_in_window, self.config.dead_letters.window),
         )
+
+
+def passes(error: OperationFailure) -> bool:
+    """Whether the same work may succeed a moment later."""
+    return judge(error) is Verdict.TRANSIENT
+
+
+def with_groups(indexes: Indexes, rollup: Rollup) -> Indexes:
+    """Give a collection's indexes with one that begins with the fields of a rollup's groups."""
+    fields = set(rollup.paths)
+    if any({name for name, _ in keys[: len(fields)]} == fields for keys in indexes):
+        return indexes
+    return [*indexes, [(path, 1) for path in rollup.paths]]

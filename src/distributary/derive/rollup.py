@@ -318,10 +318,11 @@ class Computed(NamedTuple):
     records: int
 
 
-def computed(found: Mapping[str, Any]) -> Computed | None:
+def computed(rollup: Rollup, found: Mapping[str, Any]) -> Computed | None:
     """Read a document that `computing` gave; None for one that is no group."""
-    group = found.get("_id")
-    if group is None or _unsuitable(group) or (isinstance(group, Mapping) and None in group.values()):
+    group: Any = found.get("_id")
+    values = [group] if isinstance(rollup.by, str) else [group.get(group_name(path)) for path in rollup.paths]
+    if any(value is None or _unsuitable(value) for value in values):
         return None
     group = canonical(group)
     fields = {name: value for name, value in found.items() if name not in {"_id", COUNT}}

@@ -15,14 +15,25 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from distributary.change import CODEC, Identity, decoded, identity
+from distributary.change import CODEC, Identity, Version, decoded, identity
 from distributary.derive.batch import is_storable
-from distributary.derive.plan import Desired, Plan, Stored, Write, reconcile, stored
+from distributary.derive.plan import UNKNOWN_VERSION, Desired, Plan, Stored, Write, reconcile, stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
 from distributary.derive.shadows import shadowed, written
 from distributary.excerpt import excerpt, key_of
-from distributary.ports import Behind, Finish, FinishCopy, ManyRefused, Outcome, TooMuch
+from distributary.ports import (
+    Behind,
+    Drained,
+    Finish,
+    FinishCopy,
+    Group,
+    ManyRefused,
+    Outcome,
+    RollupRefused,
+    TooMuch,
+)
 from distributary.sink.familiar import Familiar
+from distributary.sink.rollups import Rollups, Touched
 from distributary.sink.transaction import transact
 
 #: The index by which the records of a document are found.
@@ -160,6 +171,12 @@ class _Attempt:
     by_key: bool = False
     apart: bool = False
     refused: list[tuple[Desired, str]] = field(default_factory=list)
+    deferred: set[str] = field(default_factory=set)
+
+    @property
+    def version(self) -> Version:
+        """The newest version of what is written."""
+        return max((item.version for item in self.desired), default=UNKNOWN_VERSION)
 
     def look(self) -> None:
         """Learn from a key that exists: nothing is taken for new any more."""
@@ -175,11 +192,19 @@ class _Attempt:
         self.refused.append((culprit, refusal.reason))
         self.desired = [item for item in self.desired if item is not culprit]
 
+    def without(self, rollup: str, culprits: Sequence[tuple[Desired, str]]) -> None:
+        """Go on without the documents that a rollup cannot be computed with; without any, leave its groups pending."""
+        self.refused += culprits
+        taken = {id(item) for item, _ in culprits}
+        self.desired = [item for item in self.desired if id(item) not in taken]
+        if not culprits:
+            self.deferred.add(rollup)
+
 
 class MongoSink:
     """Writes derived collections of one database, in one session, as the holder of the lease.
 
-    `first` is entered for what keeps the server waiting, without reading from it.
+    `first` is entered for what keeps the server waiting, without reading from it. `rollups` are kept along.
     """
 
     def __init__(
@@ -187,10 +212,12 @@ class MongoSink:
         derived: Database[Any],
         session: ClientSession,
         first: AbstractContextManager[None] | None = None,
+        rollups: Rollups | None = None,
     ) -> None:
         self._database = derived.with_options(codec_options=CODEC)
         self._session = session
         self._first = first or nullcontext()
+        self._rollups = rollups
 
     def write(
         self,
@@ -202,6 +229,7 @@ class MongoSink:
         shadows: Mapping[str, str] = MappingProxyType({}),
         *,
         alone: bool = False,
+        defer: bool = False,
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield; durable on return.
 
@@ -210,15 +238,21 @@ class MongoSink:
         A document whose records MongoDB refuses (too large, a unique index of the user's, a validator) is
         taken out and the batch repeated, until those documents stand alone in the outcome.
         `foreign` are records that nobody may have written, or only in a future that is none; those that
-        still are such are removed first. Raises `TooMuch` when what is stored for several documents is more than
+        still are such are removed first. Groups of rollups that are touched become pending with `defer`, and where they
+        are too much for a transaction. Raises `TooMuch` when what is stored for several documents is more than
         may be held, and `ManyRefused`.
         """
         attempt = _Attempt(list(desired), foreign, unplugged, shadows, alone)
+        if defer and self._rollups is not None:
+            attempt.deferred.update(self._rollups.names)
         while True:
             try:
                 return transact(self._session, lambda: self._transact(attempt, collections, finish))
             except _Taken:
                 attempt.look()
+            except RollupRefused as refusal:
+                assert self._rollups is not None
+                attempt.without(refusal.rollup, self._rollups.culprits(refusal.rollup, attempt.desired))
             except _Refused as refusal:
                 attempt.after(refusal)
                 if len(attempt.refused) >= REFUSALS and len(attempt.desired) > REFUSALS:
@@ -329,13 +363,49 @@ class MongoSink:
         if errors := reply.get("writeErrors"):
             raise OperationFailure(errors[0]["errmsg"], errors[0]["code"], errors[0])
 
+    # --- rollups --------------------------------------------------------------------------------------------
+
+    def settle(self, drained: Sequence[Drained], version: Version, finish: Finish) -> Outcome:
+        """Store pending groups that were computed, in one transaction; see `Sink.settle`."""
+
+        def work() -> Outcome:
+            outcome = Outcome()
+            if self._rollups is not None:
+                outcome.rollups = self._rollups.settle(drained, version)
+            finish(self._session, outcome)
+            return outcome
+
+        return transact(self._session, work)
+
+    def mark(self, groups: Sequence[Group], finish: Finish) -> None:
+        """Let groups be pending, in one transaction."""
+
+        def work() -> None:
+            marked = self._rollups.mark(groups) if self._rollups else 0
+            finish(self._session, Outcome(pending=marked))
+
+        transact(self._session, work)
+
+    def mark_next(
+        self, rollup: str, after: Behind, limit: int, finish: FinishCopy, *, stored: bool
+    ) -> Behind:
+        """Let groups be pending of the next records that a rollup is over, or of those that it has stored."""
+
+        def work() -> Behind:
+            behind = self._rollups.mark_next(rollup, after, limit, stored=stored) if self._rollups else ()
+            finish(self._session, behind)
+            return behind
+
+        return transact(self._session, work)
+
     # --- one attempt, inside the transaction ----------------------------------------------------------------
 
     def _transact(
         self, attempt: _Attempt, collections: Mapping[str, Collection[str]], finish: Finish
     ) -> Outcome:
-        removed = self._remove_foreign(attempt, collections)
-        live = Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections)
+        touched = self._rollups.touched() if self._rollups else None
+        removed = self._remove_foreign(attempt, collections, touched)
+        live = Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections, touched)
         outcome = _outcome(live, removed, attempt.refused)
         if attempt.shadows:
             contested = {each.desired.owner for each in live.contests}
@@ -343,11 +413,17 @@ class MongoSink:
             places = written(collections, attempt.shadows)
             plan = self._planned(attempt, shadowed(free, attempt.shadows), places)
             outcome += _shadow_outcome(plan, attempt.shadows)
+        if self._rollups is not None and touched is not None:
+            outcome.rollups, outcome.pending = self._rollups.write(touched, attempt.version, attempt.deferred)
         finish(self._session, outcome)
         return outcome
 
     def _planned(
-        self, attempt: _Attempt, desired: Sequence[Desired], collections: Mapping[str, Collection[str]]
+        self,
+        attempt: _Attempt,
+        desired: Sequence[Desired],
+        collections: Mapping[str, Collection[str]],
+        touched: Touched | None = None,
     ) -> Plan:
         """Plan what makes some collections equal to what documents yield, and write it."""
         known = _within(self._learn(desired, collections), desired)
@@ -355,6 +431,8 @@ class MongoSink:
             known += _within(self._learn_keys(desired), desired)
         with self._first:
             plan = reconcile(desired, known, attempt.unplugged)
+            if touched is not None:
+                touched.note_plan(plan, known)
         self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
         return plan
 
@@ -407,7 +485,7 @@ class MongoSink:
             self._database[collection].delete_many({"_id": {"$in": some}}, session=self._session)
 
     def _remove_foreign(
-        self, attempt: _Attempt, collections: Mapping[str, Collection[str]]
+        self, attempt: _Attempt, collections: Mapping[str, Collection[str]], touched: Touched | None
     ) -> list[tuple[str, Any]]:
         """Remove those of the foreign records that still are foreign or frozen, before anything is learned.
 
@@ -423,6 +501,8 @@ class MongoSink:
                 newest = versions.get(record.owner) if record.owner else None
                 if foreign or (newest is not None and record.version > newest):
                     removed.append((collection, record.key))
+                    if touched is not None:
+                        touched.note(collection, document)
         for collection, keys in _grouped(removed):
             self._delete(collection, keys)
         return removed

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from bson import MinKey, encode
 from bson.errors import BSONError
@@ -97,9 +97,13 @@ class _Server:
 
     def count(self, rollup: Rollup, groups: Sequence[Any], most: int, session: ClientSession) -> int:
         """Count the records of some groups, up to `most`."""
-        stages = [{"$match": within(rollup, groups)}, {"$limit": most}, {"$count": "records"}]
-        found = self._database[rollup.over.name].aggregate(stages, session=session)
-        return int(next(iter(found), {}).get("records", 0))
+        stages: list[Document] = [
+            {"$match": within(rollup, groups)},
+            {"$limit": most},
+            {"$count": "records"},
+        ]
+        found = list(self._database[rollup.over.name].aggregate(stages, session=session))
+        return int(found[0]["records"]) if found else 0
 
     def compute(
         self, rollup: Rollup, groups: Sequence[Any], session: ClientSession | None = None
@@ -111,7 +115,7 @@ class _Server:
         wanted = set(map(identity, groups))
         stages = [{"$match": within(rollup, groups)}, *computing(rollup)]
         found = self._run(rollup, lambda: self._aggregate(rollup, stages, session))
-        read = {identity(each.group): each for each in map(computed, found) if each is not None}
+        read = {identity(each.group): each for one in found if (each := computed(rollup, one))}
         return {group: each for group, each in read.items() if group in wanted}
 
     def try_out(self, rollup: Rollup) -> None:
@@ -222,7 +226,8 @@ class Rollups:
 
     def _replace(self, name: str, results: Iterable[Computed], version: Version) -> None:
         origin = {"by": name, "at": version.time, "epoch": version.epoch}
-        statements, size = [], 0
+        statements: list[Document] = []
+        size = 0
         for each in results:
             document = _encoded(name, {**each.document, ENGINE_FIELD: origin})
             if statements and size + len(document) > COMMAND_BYTES:
@@ -324,7 +329,8 @@ class Rollups:
         collection = self._database[name if stored else rollup.over.name]
         query = {"_id": {"$ne": after[0]}} if after else {}
         found = collection.find(query, fields, limit=limit, session=self._session)
-        found = found.hint([("_id", 1)]).sort("_id", 1).min([("_id", after[0] if after else MinKey())])
+        found = found.hint([("_id", 1)]).sort("_id", 1)
+        found = found.min(cast("Any", [("_id", after[0] if after else MinKey())]))
         documents = list(found)
         groups = [each["_id"] if stored else group_of(rollup, each) for each in documents]
         distinct = {identity(each): Group(name, each) for each in groups if each is not None}

@@ -35,7 +35,7 @@ class Pending:
     def mark(self, groups: Sequence[Group], session: ClientSession) -> None:
         """Let groups be pending; those that are already are touched once more, and lose their error."""
         for some in _chunks(groups):
-            writes = [UpdateOne({"_id": self._id(each)}, self._touch(each), upsert=True) for each in some]
+            writes = [UpdateOne({"_id": self._id(each)}, self._touch(), upsert=True) for each in some]
             self._collection.bulk_write(writes, session=session)
 
     def settle(self, groups: Sequence[Group], session: ClientSession) -> None:
@@ -74,7 +74,7 @@ class Pending:
     def _id(self, group: Group) -> dict[str, Any]:
         return {"worker": self._worker, "rollup": group.rollup, "group": group.key}
 
-    def _touch(self, group: Group) -> dict[str, Any]:
+    def _touch(self) -> dict[str, Any]:
         return {
             "$setOnInsert": {"worker": self._worker, "since": ObjectId()},
             "$inc": {"rev": 1},
