@@ -260,11 +260,13 @@ class PendingGroup(NamedTuple):
     """A group that is to be computed.
 
     `since` is another one after every time that it was not pending in between; `rev` changes with every touch.
+    `error` says why it could not be computed.
     """
 
     group: Group
     since: Any
     rev: int
+    error: str = ""
 
 
 class Drained(NamedTuple):

@@ -25,6 +25,9 @@ SORTING = ("$top", "$topN", "$bottom", "$bottomN")
 _UNSTABLE = frozenset({"$rand", "$sampleRate", "$function", "$accumulator", "$where", "$text"})
 _UNSTABLE_VARIABLES = frozenset({"$$NOW", "$$CLUSTER_TIME", "$$USER_ROLES"})
 
+#: The query that finds nothing, without reading anything.
+NOTHING = {"$alwaysFalse": 1}
+
 #: Where a group that was computed has the number of its records.
 COUNT = ENGINE_FIELD
 
@@ -288,7 +291,9 @@ def within(rollup: Rollup, groups: Sequence[Any]) -> dict[str, Any]:
     """Give the query of the records of some groups; it may find others, too."""
     if isinstance(rollup.by, str):
         return {rollup.by: {"$in": list(groups)}}
-    return {"$or": [{path: {"$eq": group[group_name(path)]} for path in rollup.paths} for group in groups]}
+    names = [(path, group_name(path)) for path in rollup.paths]
+    whole = [each for each in groups if isinstance(each, Mapping) and all(name in each for _, name in names)]
+    return {"$or": [{path: {"$eq": each[name]} for path, name in names} for each in whole] or [NOTHING]}
 
 
 def computing(rollup: Rollup) -> list[dict[str, Any]]:

@@ -13,7 +13,15 @@ from pymongo.errors import OperationFailure
 from distributary.change import CODEC, Identity, Version, identity
 from distributary.derive.plan import Desired, Plan, Stored
 from distributary.derive.records import ENGINE_FIELD, MAX_RECORD_BYTES, RawDocument
-from distributary.derive.rollup import Computed, Rollup, computed, computing, group_of, within
+from distributary.derive.rollup import (
+    NOTHING,
+    Computed,
+    Rollup,
+    computed,
+    computing,
+    group_of,
+    within,
+)
 from distributary.errors import ConfigurationError, Fault
 from distributary.excerpt import excerpt
 from distributary.ports import Behind, Drained, Group, GroupReader, PendingGroup, PendingStore, RollupRefused
@@ -88,7 +96,7 @@ class Written(NamedTuple):
     pending: int
 
 
-class _Server:
+class Server:
     """Runs the aggregations of rollups; a session, where given, says as of when."""
 
     def __init__(self, derived: Database[Any], passes: Passes) -> None:
@@ -120,7 +128,7 @@ class _Server:
 
     def try_out(self, rollup: Rollup) -> None:
         """Let the server look at a rollup without reading a record; raises `RollupRefused` when it takes it not."""
-        stages = [{"$match": {"$alwaysFalse": 1}}, *computing(rollup)]
+        stages = [{"$match": NOTHING}, *computing(rollup)]
         self._run(rollup, lambda: self._aggregate(rollup, stages, None))
 
     def try_records(self, rollup: Rollup, records: Sequence[bytes]) -> None:
@@ -166,7 +174,7 @@ class Rollups:
         self._session = session
         self._rollups = rollups
         self._pending = pending
-        self._server = _Server(self._database, passes)
+        self._server = Server(self._database, passes)
         self._shunned: set[tuple[str, Identity]] = set()
 
     def touched(self) -> Touched:
@@ -347,7 +355,7 @@ class Reader(GroupReader):
         self._client = derived.client
         self._rollups = rollups
         self._pending = pending
-        self._server = _Server(derived.with_options(codec_options=CODEC), passes)
+        self._server = Server(derived.with_options(codec_options=CODEC), passes)
 
     def read(self, after: Behind, limit: int) -> tuple[list[Drained], Behind]:
         """Compute the next pending groups as of one moment, and give where to go on; empty at the end."""
@@ -387,7 +395,7 @@ def refuse_bad(
     derived: Database[Any], rollups: Mapping[str, Rollup], places: Mapping[str, str], passes: Passes
 ) -> None:
     """Raise `ConfigurationError` for rollups that this server does not take."""
-    server = _Server(derived, passes)
+    server = Server(derived, passes)
     faults = []
     for name, rollup in rollups.items():
         try:

@@ -94,7 +94,8 @@ def count_pending(state: Database[Any]) -> dict[str, dict[str, int]]:
 
 def _pending(document: dict[str, Any]) -> PendingGroup:
     place = document["_id"]
-    return PendingGroup(Group(place["rollup"], place["group"]), document["since"], document["rev"])
+    group = Group(place["rollup"], place["group"])
+    return PendingGroup(group, document["since"], document["rev"], document.get("error", ""))
 
 
 def _chunks(groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
