@@ -9,7 +9,7 @@ from typing import Any
 
 from pymongo import MongoClient
 from pymongo.database import Database
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 
 from distributary import log, plugins
 from distributary.change import CODEC
@@ -21,7 +21,7 @@ from distributary.engine.commit import Stores
 from distributary.engine.pace import Limits
 from distributary.engine.pipeline import Bounds
 from distributary.engine.precedence import Precedence
-from distributary.engine.retry import Verdict, judge, reason
+from distributary.engine.retry import Verdict, judge, passes, reason
 from distributary.engine.slow import Slow
 from distributary.engine.tenure import Tenure
 from distributary.engine.worker import Goal, Parts, Settings, Worker
@@ -289,11 +289,6 @@ class Assembled:
             resync=worker.on_lost_position == "resync",
             breaker=(self.config.dead_letters.max_in_window, self.config.dead_letters.window),
         )
-
-
-def passes(error: OperationFailure) -> bool:
-    """Whether the same work may succeed a moment later."""
-    return judge(error) is Verdict.TRANSIENT
 
 
 def with_groups(indexes: Indexes, rollup: Rollup) -> Indexes:

@@ -1,6 +1,8 @@
 """Rollups, kept by a worker on a real server."""
 
+import json
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -347,3 +349,31 @@ def test_a_rebuild_builds_the_rollups_as_well(harness: Harness) -> None:
     harness.write({"orders": changed})
     harness.catch_up()
     assert totals(harness) == {"a": (5, 10)}
+
+
+def test_status_counts_what_is_pending(harness: Harness) -> None:
+    """`status` says how many groups are to be computed, and how many cannot be."""
+    harness.write(module(""))
+    orders = harness.databases.raw["orders"]
+    orders.insert_one({"_id": 1, "customer": "a", "total": "x"})
+    harness.catch_up()
+    harness.write(module(spend(compute='{"spent": {"$sum": {"$toInt": "$total"}}}')))
+    harness.catch_up()
+    with harness.process("status", "--json", stdout=PIPE) as process:
+        answer = json.loads(process.communicate(timeout=60)[0])
+    assert answer["workers"][0]["pending_groups"] == {"groups": 1, "failing": 1}
+    with harness.process("status", stdout=PIPE) as process:
+        assert "1 groups are still to be computed, 1 of which cannot be" in process.communicate(timeout=60)[0]
+
+
+def test_check_names_rollups(harness: Harness) -> None:
+    """`check` tells which rollups there are, and which ones the server does not take."""
+    with harness.process("check", stdout=PIPE) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "customer_spend (orders_by_customer by customer) is taken by the server" in out
+    harness.write(module(spend(more=', match={"total": {"$nonsense": 1}}')))
+    with harness.process("check", stdout=PIPE) as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "nonsense" in out

@@ -14,12 +14,11 @@ from bson import MinKey
 from pymongo import ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
-from pymongo.errors import OperationFailure
 
 from distributary.change import CODEC, Identity, identity
 from distributary.derive.records import ENGINE_FIELD
 from distributary.derive.rollup import Rollup, agree, group_of
-from distributary.engine.retry import Verdict, judge
+from distributary.engine.retry import passes
 from distributary.engine.rollups import JOB_KEYS, rollup_job
 from distributary.operate.comparison import Difference, Kind
 from distributary.operate.sides import Sides, chunks
@@ -89,7 +88,7 @@ class RollupVerifier:
             name: each for name, each in sides.registry.rollups.items() if each.over.name in filled
         }
         self._derived: Database[Any] = sides.derived.with_options(CODEC, ReadPreference.PRIMARY)
-        self._server = Server(self._derived, _passes)
+        self._server = Server(self._derived, passes)
         self._pending = Pending(sides.state, sides.worker)
         self._unsettled: set[tuple[str, Identity]] = set()
         self._result = Compared()
@@ -264,7 +263,3 @@ def _fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...
         if name != ENGINE_FIELD
         and (name not in before or name not in now or not agree(before[name], now[name]))
     )
-
-
-def _passes(error: OperationFailure) -> bool:
-    return judge(error) is Verdict.TRANSIENT

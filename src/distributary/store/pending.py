@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 from pymongo import UpdateOne
@@ -82,12 +82,19 @@ class Pending:
         }
 
 
-def count_pending(state: Database[Any]) -> dict[str, dict[str, int]]:
-    """Count the pending groups of each worker, and those among them that cannot be computed."""
+class PendingGroups(NamedTuple):
+    """How many groups are pending, and how many of these cannot be computed from the records as they are."""
+
+    groups: int = 0
+    failing: int = 0
+
+
+def count_pending(state: Database[Any]) -> dict[str, PendingGroups]:
+    """Count the pending groups of each worker."""
     failing = {"$sum": {"$cond": [{"$gt": ["$error", None]}, 1, 0]}}
     counted = {"$group": {"_id": "$worker", "groups": {"$sum": 1}, "failing": failing}}
     return {
-        each["_id"]: {"groups": each["groups"], "failing": each["failing"]}
+        each["_id"]: PendingGroups(each["groups"], each["failing"])
         for each in state[PENDING].aggregate([counted])
     }
 
