@@ -126,10 +126,9 @@ def _worker(status: WorkerStatus, *, terminal: bool) -> Iterator[RenderableType]
 
 
 def _pending(pending: PendingGroups) -> Text:
-    failing = f", {pending.failing:,} of which cannot be" if pending.failing else ""
-    return Text(
-        f"  rollups: {pending.groups:,} groups are still to be computed{failing}", "red" if failing else ""
-    )
+    failing = f", and {pending.failing:,} of them cannot be" if pending.failing else ""
+    told = f"  rollups: groups that are still to be computed: {pending.groups:,}{failing}"
+    return Text(told, "red" if failing else "")
 
 
 def _headline(status: WorkerStatus) -> Text:

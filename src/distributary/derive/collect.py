@@ -17,6 +17,7 @@ from distributary.derive.fingerprint import (
 )
 from distributary.derive.found import Declared, DeclaredRollup, Found, Marked
 from distributary.derive.records import DerivedCollection
+from distributary.derive.rollup import Rollup
 from distributary.derive.transform import MARK, Mark
 from distributary.errors import Fault
 
@@ -83,6 +84,13 @@ def reachable(function: object) -> Iterator[DerivedCollection]:
     values = [*getattr(inner, "__globals__", {}).values(), *(cell.cell_contents for cell in cells)]
     for value in values:
         yield from collections_in(value)
+
+
+def rollups_beside(function: object) -> Iterator[Rollup]:
+    """Give the rollups that stand beside a function: those of its module."""
+    inner = inspect.unwrap(function) if callable(function) else function
+    for value in getattr(inner, "__globals__", {}).values():
+        yield from rollups_in(value)
 
 
 def mark_of(value: object) -> Mark | None:

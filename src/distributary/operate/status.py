@@ -1,7 +1,7 @@
 """What every worker in a state database is doing, how far it is, and what it left undone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -83,7 +83,7 @@ class WorkerStatus:
     dead_letters: Mapping[str, Mapping[str, int]]
     slow: tuple[SlowTransform, ...] = ()
     left_behind: tuple[str, ...] = ()
-    pending: PendingGroups = PendingGroups()
+    pending: PendingGroups = field(default_factory=PendingGroups)
 
     def answer(self) -> dict[str, Any]:
         """Give it as JSON has it; times are ISO-8601."""

@@ -20,6 +20,7 @@ from distributary.derive.batch import is_storable
 from distributary.derive.plan import UNKNOWN_VERSION, Desired, Plan, Stored, Write, reconcile, stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
 from distributary.derive.shadows import shadowed, written
+from distributary.derive.touched import Touched
 from distributary.excerpt import excerpt, key_of
 from distributary.ports import (
     Behind,
@@ -33,7 +34,7 @@ from distributary.ports import (
     TooMuch,
 )
 from distributary.sink.familiar import Familiar
-from distributary.sink.rollups import Rollups, Touched
+from distributary.sink.rollups import Rollups
 from distributary.sink.transaction import transact
 
 #: The index by which the records of a document are found.

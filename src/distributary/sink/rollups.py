@@ -11,7 +11,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from distributary.change import CODEC, Identity, Version, identity
-from distributary.derive.plan import Desired, Plan, Stored
+from distributary.derive.plan import Desired
 from distributary.derive.records import ENGINE_FIELD, MAX_RECORD_BYTES, RawDocument
 from distributary.derive.rollup import (
     NOTHING,
@@ -22,8 +22,8 @@ from distributary.derive.rollup import (
     group_of,
     within,
 )
+from distributary.derive.touched import Groups, Touched
 from distributary.errors import ConfigurationError, Fault
-from distributary.excerpt import excerpt
 from distributary.ports import Behind, Drained, Group, GroupReader, PendingGroup, PendingStore, RollupRefused
 
 #: Records that one transaction reads for one rollup; groups with more in all are left pending.
@@ -47,46 +47,6 @@ Document = dict[str, Any]
 
 #: Tells whether the same work may succeed a moment later.
 Passes = Callable[[OperationFailure], bool]
-
-#: Groups by their identity.
-Groups = dict[Identity, Any]
-
-
-class Touched:
-    """Collects the groups of rollups whose records are written or removed: those of before and of now."""
-
-    def __init__(self, rollups: Iterable[Rollup]) -> None:
-        self._over: dict[str, list[Rollup]] = defaultdict(list)
-        for rollup in rollups:
-            self._over[rollup.over.name].append(rollup)
-        self._fields = {
-            name: {path.partition(".")[0] for each in some for path in each.paths}
-            for name, some in self._over.items()
-        }
-        self.groups: dict[str, Groups] = defaultdict(dict)
-
-    def note(self, collection: str, document: Mapping[str, Any] | bytes) -> None:
-        """Note the groups of a record, decoded or in BSON, as it was or as it is."""
-        rollups = self._over.get(collection)
-        if not rollups or not document:
-            return
-        fields = excerpt(document, self._fields[collection]) if isinstance(document, bytes) else document
-        for rollup in rollups:
-            group = group_of(rollup, fields)
-            if group is not None:
-                self.groups[rollup.name][identity(group)] = group
-
-    def note_plan(self, plan: Plan, known: Iterable[Stored]) -> None:
-        """Note the groups of what a plan writes and removes; `known` has what it replaces and deletes."""
-        before = {record.place: record.raw for record in known if record.place[0] in self._over}
-        for name in self._over:
-            for record, _ in plan.inserts.get(name, ()):
-                self.note(name, record.document)
-            for record, _ in plan.replaces.get(name, ()):
-                self.note(name, record.document)
-                self.note(name, before.get(record.place, b""))
-            for key in plan.deletes.get(name, ()):
-                self.note(name, before.get((name, identity(key)), b""))
 
 
 class Written(NamedTuple):

@@ -17,6 +17,7 @@ from distributary.derive.records import EncodedRecord
 from distributary.derive.transform import Function, Transform
 from distributary.errors import EnvironmentFault
 from distributary.testing.deriving import MAX_RECORDS, NotDerived, derivable, in_bson, transform_for
+from distributary.testing.rollups import Followed
 
 if TYPE_CHECKING:  # the driver is slow to import, and every run of pytest imports this
     from pymongo.database import Database
@@ -52,7 +53,7 @@ def apply(
     collections, `(collection, document)` or `(collection, Deleted(key))`. Records are stored as a worker stores
     them, with `_src`, and what a document no longer yields is removed. A document that contests a key waits for
     it as with a worker. Raises `NotDerived` for a document that a worker would park, for one that still waits
-    for its key at the end, too.
+    for its key at the end, too. Rollups in the functions' modules are computed after every change.
 
     Without a database it is a new one in memory, of mongomock, which has limits: it takes no `Decimal128` as a
     key and shows UUIDs as `bson.Binary`. A database that was given may be filled already, and may be a real one.
@@ -93,6 +94,7 @@ class _Application:
         for transform in transforms:
             self._transforms.setdefault(transform.source, []).append(transform)
         self._sources = {transform.name: transform.source for transform in transforms}
+        self._rollups = Followed(database, transforms)
         self._collections = sorted({name for each in transforms for name in each.collections})
         self._time = max((record.version.time.time for record in self._stored()), default=0)
         self._waiting: dict[Place, Latest] = {}
@@ -124,8 +126,10 @@ class _Application:
         derived = derive_all(documents, self._transforms, _EPOCH, self._max_records)
         for transform, item, failure in derived.failed:
             raise NotDerived(transform.name, item.key, failure.reason)
-        plan = reconcile(derived.desired, self._stored())
+        known = list(self._stored())
+        plan = reconcile(derived.desired, known)
         self._write(plan)
+        self._rollups.follow(plan, known)
         contests = {self._place_of(contest.desired.owner): contest for contest in plan.contests}
         for place in set(places) - contests.keys():
             del self._waiting[place]
