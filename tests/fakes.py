@@ -39,7 +39,9 @@ from distributary.ports import (
     Drained,
     Finish,
     FinishCopy,
+    FinishMarking,
     Group,
+    Marked,
     Outcome,
     Snapshot,
     Start,
@@ -412,8 +414,8 @@ class FakeSink:
             finish(session, Outcome())
 
     def mark_next(
-        self, rollup: str, after: Behind, limit: int, finish: FinishCopy, *, stored: bool
-    ) -> Behind:
+        self, rollup: str, after: Behind, limit: int, finish: FinishMarking, *, stored: bool
+    ) -> Marked:
         """Refuse: there is no such rollup."""
         raise KeyError(rollup)
 

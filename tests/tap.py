@@ -9,7 +9,18 @@ from pymongo.client_session import ClientSession
 
 from distributary.change import Version
 from distributary.derive.plan import Desired
-from distributary.ports import Behind, CheckpointStore, Drained, Finish, FinishCopy, Group, Outcome, Sink
+from distributary.ports import (
+    Behind,
+    CheckpointStore,
+    Drained,
+    Finish,
+    FinishCopy,
+    FinishMarking,
+    Group,
+    Marked,
+    Outcome,
+    Sink,
+)
 from distributary.state import Checkpoint
 
 #: Where a commit may be interrupted, in its order.
@@ -101,8 +112,8 @@ class TappedSink:
         self.sink.mark(groups, finish)
 
     def mark_next(
-        self, rollup: str, after: Behind, limit: int, finish: FinishCopy, *, stored: bool
-    ) -> Behind:
+        self, rollup: str, after: Behind, limit: int, finish: FinishMarking, *, stored: bool
+    ) -> Marked:
         """Mark as the sink does."""
         return self.sink.mark_next(rollup, after, limit, finish, stored=stored)
 

@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 from pymongo import MongoClient
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -116,12 +117,8 @@ class Assembled:
         databases, name = self.databases, self.config.worker.name
         checkpoints = Checkpoints(databases.state)
         with databases.derived.client.start_session() as session:
-            pending = Pending(databases.state, name)
-            rollups = Rollups(databases.derived, session, self.registry.rollups, pending, passes)
             stores = Stores(
-                MongoSink(
-                    databases.derived, session, self.commits, rollups if self.registry.rollups else None
-                ),
+                self.sink(session),
                 checkpoints,
                 Letters(databases.state, name),
                 Jobs(databases.state, name),
@@ -130,6 +127,13 @@ class Assembled:
             tenure.lease.announce(session.session_id, code)
             fence = checkpoints.raise_fence(name)
             Worker(self._parts(stores), self.wanted(), self._settings(), fence, tenure.over).run(goal)
+
+    def sink(self, session: ClientSession) -> MongoSink:
+        """Give what writes the derived collections, in a session of the derived deployment."""
+        derived, plugged = self.databases.derived, self.registry.rollups
+        pending = Pending(self.databases.state, self.config.worker.name)
+        rollups = Rollups(derived, session, plugged, pending, passes) if plugged else None
+        return MongoSink(derived, session, self.commits, rollups)
 
     def serve(self, goal: Goal) -> None:
         """Hold the lease and work, until the goal is reached or `stop` is set; who loses the lease stands by again."""

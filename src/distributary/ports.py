@@ -314,6 +314,17 @@ class PendingStore(Protocol):
 Finish = Callable[[ClientSession, Outcome], None]
 
 
+class Marked(NamedTuple):
+    """How many records were looked at for their groups, and where to go on; empty at the end."""
+
+    documents: int
+    behind: Behind
+
+
+#: Called last in the transaction that lets groups be pending.
+FinishMarking = Callable[[ClientSession, Marked], None]
+
+
 #: Called last in the transaction of a copy.
 FinishCopy = Callable[[ClientSession, Behind], None]
 
@@ -377,8 +388,8 @@ class Sink(Protocol):
         """Let groups be pending, in one transaction."""
 
     def mark_next(
-        self, rollup: str, after: Behind, limit: int, finish: FinishCopy, *, stored: bool
-    ) -> Behind:
+        self, rollup: str, after: Behind, limit: int, finish: FinishMarking, *, stored: bool
+    ) -> Marked:
         """Let groups be pending of the next records that a rollup is over, or of those that it has stored."""
 
 

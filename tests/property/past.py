@@ -21,13 +21,15 @@ Records = Mapping[Place, bytes]
 
 
 def shown(derived: Database[Any]) -> Shown:
-    """Read everything that is stored, but for what is still to take its place."""
+    """Read all records that are stored, but for what is still to take its place."""
     found: dict[Place, tuple[Owner, bytes]] = {}
     for collection in derived.list_collection_names():
         if SHADOW in collection:
             continue
         for document in derived[collection].find():
             source = document.pop("_src")
+            if "key" not in source:  # a group of a rollup
+                continue
             owner = Owner(source["by"], identity(source["key"]))
             found[collection, identity(document["_id"])] = owner, encode(document, codec_options=CODEC)
     return found

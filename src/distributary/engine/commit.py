@@ -24,6 +24,7 @@ from distributary.ports import (
     JobStore,
     LetterStore,
     ManyRefused,
+    Marked,
     Outcome,
     RollupRefused,
     Sink,
@@ -263,15 +264,18 @@ class Committer:
         """Let the next groups of a rollup be pending, and give the job behind them; at the end nothing is behind."""
         finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
 
-        def finish(session: ClientSession, behind: Behind) -> None:
+        def after(marked: Marked) -> Job:
+            return replace(job, after=marked.behind, documents=job.documents + marked.documents)
+
+        def finish(session: ClientSession, marked: Marked) -> None:
             nonlocal finishing
-            finishing = _Finishing(self, Work([], [], self.checkpoint, progress=replace(job, after=behind)))
+            finishing = _Finishing(self, Work([], [], self.checkpoint, progress=after(marked)))
             finishing(session, Outcome())
 
-        behind = self._stores.sink.mark_next(rollup, job.after, limit, finish, stored=stored)
+        marked = self._stores.sink.mark_next(rollup, job.after, limit, finish, stored=stored)
         self.checkpoint = finishing.checkpoint
         self.marks += 1
-        return replace(job, after=behind)
+        return after(marked)
 
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
         """Commit parked documents that were derived again; gives how many are parked no more."""

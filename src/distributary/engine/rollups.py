@@ -172,9 +172,7 @@ class Builds:
             self._committer.mark(done, checkpoint, [Group(name, key) for key in job.keys])
             return done
         stage = job.stage or RECORDS
-        after = self._committer.mark_next(
-            replace(job, stage=stage, documents=job.documents + SLICE), name, SLICE, stored=stage == STORED
-        )
+        after = self._committer.mark_next(replace(job, stage=stage), name, SLICE, stored=stage == STORED)
         return after if after.after else self._advance(after)
 
     def _advance(self, job: Job) -> Job:

@@ -27,8 +27,10 @@ from distributary.ports import (
     Drained,
     Finish,
     FinishCopy,
+    FinishMarking,
     Group,
     ManyRefused,
+    Marked,
     Outcome,
     RollupRefused,
     TooMuch,
@@ -388,14 +390,16 @@ class MongoSink:
         transact(self._session, work)
 
     def mark_next(
-        self, rollup: str, after: Behind, limit: int, finish: FinishCopy, *, stored: bool
-    ) -> Behind:
+        self, rollup: str, after: Behind, limit: int, finish: FinishMarking, *, stored: bool
+    ) -> Marked:
         """Let groups be pending of the next records that a rollup is over, or of those that it has stored."""
 
-        def work() -> Behind:
-            behind = self._rollups.mark_next(rollup, after, limit, stored=stored) if self._rollups else ()
-            finish(self._session, behind)
-            return behind
+        def work() -> Marked:
+            marked = Marked(0, ())
+            if self._rollups is not None:
+                marked = self._rollups.mark_next(rollup, after, limit, stored=stored)
+            finish(self._session, marked)
+            return marked
 
         return transact(self._session, work)
 

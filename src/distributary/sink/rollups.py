@@ -24,7 +24,16 @@ from distributary.derive.rollup import (
 )
 from distributary.derive.touched import Groups, Touched
 from distributary.errors import ConfigurationError, Fault
-from distributary.ports import Behind, Drained, Group, GroupReader, PendingGroup, PendingStore, RollupRefused
+from distributary.ports import (
+    Behind,
+    Drained,
+    Group,
+    GroupReader,
+    Marked,
+    PendingGroup,
+    PendingStore,
+    RollupRefused,
+)
 
 #: Records that one transaction reads for one rollup; groups with more in all are left pending.
 ROLLUP_RECORDS = 20_000
@@ -290,7 +299,7 @@ class Rollups:
         self._pending.mark(plugged, self._session)
         return len(plugged)
 
-    def mark_next(self, name: str, after: Behind, limit: int, *, stored: bool) -> Behind:
+    def mark_next(self, name: str, after: Behind, limit: int, *, stored: bool) -> Marked:
         """Let the groups of the next records be pending, inside a transaction; see `Sink.mark_next`."""
         rollup = self._rollups[name]
         fields = {"_id": 1} if stored else dict.fromkeys(("_id", *rollup.paths), 1)
@@ -303,7 +312,7 @@ class Rollups:
         groups = [each["_id"] if stored else group_of(rollup, each) for each in documents]
         distinct = {identity(each): Group(name, each) for each in groups if each is not None}
         self._pending.mark(list(distinct.values()), self._session)
-        return (documents[-1]["_id"],) if len(documents) == limit else ()
+        return Marked(len(documents), (documents[-1]["_id"],) if len(documents) == limit else ())
 
 
 class Reader(GroupReader):
