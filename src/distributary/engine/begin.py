@@ -144,7 +144,7 @@ def _is_new(transform: Transform, known: Mapping[str, Built]) -> bool:
     return before is None or before.unplugged or before.source != transform.source
 
 
-def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
+def lost(wanted: Wanted, before: Checkpoint, position: Position, known_jobs: Sequence[Job] = ()) -> Beginning:
     """Begin anew after the position was lost: a new epoch, and every collection is derived again with a sweep.
 
     The jobs name the range of time in which changes may have been missed.
@@ -162,7 +162,8 @@ def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
     plugged = [name for name in transforms if name in wanted.transforms]
     since, until = sorted((before.position.time, position.time))
     jobs = [replace(job, gap=(since, until)) for job in backfills(transforms, plugged, "position lost")]
-    return Beginning(checkpoint, Start(token=position.token), jobs, [])
+    built = rollup_jobs(wanted.rollups, checkpoint.rollups, known_jobs)
+    return Beginning(checkpoint, Start(token=position.token), built + jobs, [])
 
 
 def backfills(

@@ -192,13 +192,13 @@ class Worker:
 
     def _begin(self, source: Source) -> Beginning:
         before = self._parts.stores.checkpoints.load(self._wanted.worker)
+        jobs = self._parts.stores.jobs
         if before is None:
             self._refuse_shared()
             return begin.first(self._wanted, source.open(self._wanted.start))
         if self._lost:
-            return begin.lost(self._wanted, before, source.open(Start()))
+            return begin.lost(self._wanted, before, source.open(Start()), jobs.open())
         self._refuse_shared()
-        jobs = self._parts.stores.jobs
         beginning = begin.resumed(self._wanted, before, [*jobs.open(), *jobs.declined()])
         if before.position.time > self._parts.newest():
             raise PositionLost(

@@ -101,10 +101,20 @@ class Server:
         self._run(rollup, lambda: self._aggregate(rollup, stages, None))
 
     def try_records(self, rollup: Rollup, records: Sequence[bytes]) -> None:
-        """Compute records that are not stored, all by themselves; raises `RollupRefused`."""
+        """Compute records that are not stored, all by themselves; raises `RollupRefused`.
+
+        `$facet` makes one document of nothing, to hold them: for `$documents` a user who may only read is not enough.
+        """
         given = {"$literal": [RawDocument(each) for each in records]}
-        stages = [{"$documents": given}, *computing(rollup)]
-        self._run(rollup, lambda: list(self._database.aggregate(stages)))
+        stages: list[Document] = [
+            {"$match": NOTHING},
+            {"$facet": {"none": [{"$limit": 1}]}},
+            {"$project": {"records": given}},
+            {"$unwind": "$records"},
+            {"$replaceRoot": {"newRoot": "$records"}},
+            *computing(rollup),
+        ]
+        self._run(rollup, lambda: self._aggregate(rollup, stages, None))
 
     def _aggregate(
         self, rollup: Rollup, stages: list[Document], session: ClientSession | None
