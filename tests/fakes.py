@@ -18,13 +18,35 @@ from uuid import UUID, uuid4
 from bson import ObjectId, Timestamp, decode, encode
 from pymongo.client_session import ClientSession
 
-from distributary.change import CODEC, Change, CollectionChange, Identity, Operation, Position, identity
+from distributary.change import (
+    CODEC,
+    Change,
+    CollectionChange,
+    Identity,
+    Operation,
+    Position,
+    Version,
+    identity,
+)
 from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, stored
 from distributary.derive.records import Place
 from distributary.derive.shadows import shadowed, written
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
 from distributary.parts import is_parts, parts_of, shared_of
-from distributary.ports import Batch, Behind, Contrast, Finish, FinishCopy, Outcome, Snapshot, Start
+from distributary.ports import (
+    Batch,
+    Behind,
+    Contrast,
+    Drained,
+    Finish,
+    FinishCopy,
+    FinishMarking,
+    Group,
+    Marked,
+    Outcome,
+    Snapshot,
+    Start,
+)
 from distributary.state import Checkpoint, Job, JobKind, Letter, LetterKey, ParkedLetter, SlowTransform
 
 Document = dict[str, Any]
@@ -283,7 +305,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class FakeSink:
-    """Writes plans into a `Deployment`, with MongoDB's key equality."""
+    """Writes plans into a `Deployment`, with MongoDB's key equality; it knows of no rollups."""
 
     deployment: Deployment
 
@@ -297,6 +319,7 @@ class FakeSink:
         shadows: Mapping[str, str] = MappingProxyType({}),
         *,
         alone: bool = False,
+        defer: bool = False,
     ) -> Outcome:
         """Reconcile with all that is stored, in one transaction."""
         with self.deployment.transaction() as session:
@@ -421,6 +444,25 @@ class FakeSink:
             behind = (records[-1]["_id"],) if len(records) == limit else ()
             finish(session, behind)
         return behind
+
+    def settle(self, drained: Sequence[Drained], version: Version, finish: Finish) -> Outcome:
+        """Finish: no group is ever pending here."""
+        assert not drained
+        with self.deployment.transaction() as session:
+            finish(session, Outcome())
+        return Outcome()
+
+    def mark(self, groups: Sequence[Group], finish: Finish) -> None:
+        """Finish: there is no rollup that groups could be of."""
+        assert not groups
+        with self.deployment.transaction() as session:
+            finish(session, Outcome())
+
+    def mark_next(
+        self, rollup: str, after: Behind, limit: int, finish: FinishMarking, *, stored: bool
+    ) -> Marked:
+        """Refuse: there is no such rollup."""
+        raise KeyError(rollup)
 
     def _known(self, collections: Mapping[str, Collection[str]]) -> list[Stored]:
         """Give what is stored, without what its owner is said to have no records in."""

@@ -7,8 +7,20 @@ from typing import Any
 
 from pymongo.client_session import ClientSession
 
+from distributary.change import Version
 from distributary.derive.plan import Desired
-from distributary.ports import Behind, CheckpointStore, Finish, FinishCopy, Outcome, Sink
+from distributary.ports import (
+    Behind,
+    CheckpointStore,
+    Drained,
+    Finish,
+    FinishCopy,
+    FinishMarking,
+    Group,
+    Marked,
+    Outcome,
+    Sink,
+)
 from distributary.state import Checkpoint
 
 #: Where a commit may be interrupted, in its order.
@@ -66,6 +78,7 @@ class TappedSink:
         shadows: Mapping[str, str] = MappingProxyType({}),
         *,
         alone: bool = False,
+        defer: bool = False,
     ) -> Outcome:
         """Write, and come to points on the way."""
 
@@ -75,9 +88,34 @@ class TappedSink:
             self.tap.reach("before the commit")
 
         self.tap.reach("before the transaction")
-        outcome = self.sink.write(desired, collections, tapped, foreign, unplugged, shadows, alone=alone)
+        outcome = self.sink.write(
+            desired, collections, tapped, foreign, unplugged, shadows, alone=alone, defer=defer
+        )
         self.tap.reach("after the commit")
         return outcome
+
+    def settle(self, drained: Sequence[Drained], version: Version, finish: Finish) -> Outcome:
+        """Settle, and come to points on the way."""
+
+        def tapped(session: ClientSession, outcome: Outcome) -> None:
+            self.tap.reach("after the records")
+            finish(session, outcome)
+            self.tap.reach("before the commit")
+
+        self.tap.reach("before the transaction")
+        outcome = self.sink.settle(drained, version, tapped)
+        self.tap.reach("after the commit")
+        return outcome
+
+    def mark(self, groups: Sequence[Group], finish: Finish) -> None:
+        """Mark as the sink does."""
+        self.sink.mark(groups, finish)
+
+    def mark_next(
+        self, rollup: str, after: Behind, limit: int, finish: FinishMarking, *, stored: bool
+    ) -> Marked:
+        """Mark as the sink does."""
+        return self.sink.mark_next(rollup, after, limit, finish, stored=stored)
 
     def carry(
         self,

@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 from pymongo import MongoClient
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -15,12 +16,13 @@ from distributary import log, plugins
 from distributary.change import CODEC
 from distributary.config import Config
 from distributary.derive.registry import Registry, index_keys
+from distributary.derive.rollup import Rollup
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
 from distributary.engine.pace import Limits
 from distributary.engine.pipeline import Bounds
 from distributary.engine.precedence import Precedence
-from distributary.engine.retry import Verdict, judge, reason
+from distributary.engine.retry import Verdict, judge, passes, reason
 from distributary.engine.slow import Slow
 from distributary.engine.tenure import Tenure
 from distributary.engine.worker import Goal, Parts, Settings, Worker
@@ -29,8 +31,9 @@ from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
 from distributary.operate.watch import Watch
 from distributary.ports import Start
-from distributary.sink.collections import Indexes, prepare
+from distributary.sink.collections import Indexes, prepare, prepare_rollups
 from distributary.sink.mongo import MongoSink
+from distributary.sink.rollups import Reader, Rollups, refuse_bad
 from distributary.sink.shelf import MongoShelf
 from distributary.source import deployment
 from distributary.source.documents import Documents
@@ -40,6 +43,7 @@ from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from distributary.store.lease import Holder, Lease
 from distributary.store.letters import Letters
+from distributary.store.pending import Pending
 
 logger = log.get_logger()
 
@@ -114,7 +118,7 @@ class Assembled:
         checkpoints = Checkpoints(databases.state)
         with databases.derived.client.start_session() as session:
             stores = Stores(
-                MongoSink(databases.derived, databases.state, session, self.commits),
+                self.sink(session),
                 checkpoints,
                 Letters(databases.state, name),
                 Jobs(databases.state, name),
@@ -123,6 +127,13 @@ class Assembled:
             tenure.lease.announce(session.session_id, code)
             fence = checkpoints.raise_fence(name)
             Worker(self._parts(stores), self.wanted(), self._settings(), fence, tenure.over).run(goal)
+
+    def sink(self, session: ClientSession) -> MongoSink:
+        """Give what writes the derived collections, in a session of the derived deployment."""
+        derived, plugged = self.databases.derived, self.registry.rollups
+        pending = Pending(self.databases.state, self.config.worker.name)
+        rollups = Rollups(derived, session, plugged, pending, passes) if plugged else None
+        return MongoSink(derived, self.databases.state, session, self.commits, rollups)
 
     def serve(self, goal: Goal) -> None:
         """Hold the lease and work, until the goal is reached or `stop` is set; who loses the lease stands by again."""
@@ -203,6 +214,7 @@ class Assembled:
             start=Start() if worker.start == "backfill" else start_of(worker.start, self.databases.raw),
             backfill=worker.start == "backfill",
             rebuild=worker.on_change == "rebuild",
+            rollups=self._fingerprints(),
         )
 
     def _parts(self, stores: Stores) -> Parts:
@@ -224,18 +236,43 @@ class Assembled:
             shelf=MongoShelf(databases.derived, databases.state, self._indexes()),
             draw=lambda: token_hex(4),
             told=lambda documents: self.slow.over(self.commits.behind(documents)),
+            groups=self._reader() if self.registry.rollups else None,
+            rollups=self._fingerprints(),
         )
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: each.fingerprint for name, each in self.registry.rollups.items()}
+
+    def _reader(self) -> Reader:
+        """Give what computes pending groups beside the stream."""
+        pending = Pending(self.databases.state, self.config.worker.name)
+        return Reader(self.databases.derived, self.registry.rollups, pending, passes)
 
     def _prepare(self) -> None:
         """Create what the worker writes to: derived collections, and the indexes of its own state."""
         prepare(self.databases.derived, self._indexes().items())
+        prepare_rollups(self.databases.derived, self._rollup_indexes().items())
+        refuse_bad(self.databases.derived, self.registry.rollups, self.registry.places, passes)
+        pending = Pending(self.databases.state, self.config.worker.name)
+        pending.prepare()
+        pending.forget(list(self.registry.rollups))
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
 
     def _indexes(self) -> dict[str, Indexes]:
-        """Give the indexes of each declared collection."""
-        declared = self.registry.collections.items()
-        return {name: [index_keys(spec) for spec in collection.indexes] for name, collection in declared}
+        """Give the indexes of each declared collection, with those by which rollups find their groups' records."""
+        indexes: dict[str, Indexes] = {
+            name: [index_keys(spec) for spec in collection.indexes]
+            for name, collection in self.registry.collections.items()
+        }
+        for rollup in self.registry.rollups.values():
+            indexes[rollup.over.name] = with_groups(indexes[rollup.over.name], rollup)
+        return indexes
+
+    def _rollup_indexes(self) -> dict[str, Indexes]:
+        """Give the indexes of each rollup."""
+        rollups = self.registry.rollups.items()
+        return {name: [index_keys(spec) for spec in rollup.indexes] for name, rollup in rollups}
 
     def _settings(self) -> Settings:
         worker = self.config.worker
@@ -256,3 +293,11 @@ class Assembled:
             resync=worker.on_lost_position == "resync",
             breaker=(self.config.dead_letters.max_in_window, self.config.dead_letters.window),
         )
+
+
+def with_groups(indexes: Indexes, rollup: Rollup) -> Indexes:
+    """Give a collection's indexes with one that begins with the fields of a rollup's groups."""
+    fields = set(rollup.paths)
+    if any({name for name, _ in keys[: len(fields)]} == fields for keys in indexes):
+        return indexes
+    return [*indexes, [(path, 1) for path in rollup.paths]]

@@ -6,7 +6,7 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec
@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 
 from distributary.derive import registry
-from distributary.derive.collect import collect, has_marks, hidden, mark_of, reachable
+from distributary.derive.collect import collect, has_marks, hidden, mark_of, reachable, rollups_beside
 from distributary.derive.fingerprint import Module
-from distributary.derive.registry import Found, Marked, Registry, build, faults
+from distributary.derive.registry import Found, Marked, Registry, build, faults, rollups_over
 from distributary.derive.transform import Function, Transform
 from distributary.derive.uses import misuses
 from distributary.errors import ConfigurationError, Fault
@@ -85,9 +85,17 @@ def transform_of(function: Function) -> Transform:
     found = _marked_in(getattr(function, "__module__", ""))
     marked = next((marked for marked in found if marked.function is function), None)
     if marked is not None:
-        return registry.transform_of(marked)
+        return _grouped(registry.transform_of(marked))
     names = frozenset(collection.name for collection in reachable(function))
-    return Transform(mark.name, mark.source, function, "", names, getattr(function, "__module__", ""))
+    return _grouped(
+        Transform(mark.name, mark.source, function, "", names, getattr(function, "__module__", ""))
+    )
+
+
+def _grouped(transform: Transform) -> Transform:
+    """Give a transform with the rollups of its module."""
+    beside = {rollup.name: rollup for rollup in rollups_beside(transform.function)}
+    return replace(transform, rollups=rollups_over(beside.values(), transform.collections))
 
 
 def _marked_in(name: str) -> Iterator[Marked]:

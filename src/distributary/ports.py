@@ -12,7 +12,7 @@ from uuid import UUID
 from bson import Timestamp
 from pymongo.client_session import ClientSession
 
-from distributary.change import Change, CollectionChange, Position, decoded
+from distributary.change import Change, CollectionChange, Position, Version, decoded
 from distributary.derive.plan import Contest, Desired
 from distributary.excerpt import key_of
 from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter, SlowTransform
@@ -181,7 +181,10 @@ class Documents(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a commit did, by derived collection, and what it could not do."""
+    """What a commit did, by derived collection, and what it could not do.
+
+    `rollups` counts the groups that were written or removed, `pending` those that are left to be computed.
+    """
 
     inserted: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
@@ -191,6 +194,8 @@ class Outcome:
     contests: list[Contest] = field(default_factory=list)
     refused: list[tuple[Desired, str]] = field(default_factory=list)
     released: list[tuple[str, Any]] = field(default_factory=list)
+    rollups: Counter[str] = field(default_factory=Counter)
+    pending: int = 0
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -202,6 +207,8 @@ class Outcome:
             self.contests + other.contests,
             self.refused + other.refused,
             self.released + other.released,
+            self.rollups + other.rollups,
+            self.pending + other.pending,
         )
 
     @property
@@ -233,11 +240,90 @@ class ManyRefused(Exception):
     """MongoDB refused several documents of one transaction: it is tried in halves."""
 
 
-Finish = Callable[[ClientSession, Outcome], None]
+class RollupRefused(Exception):
+    """MongoDB cannot compute or store groups of a rollup: the records, or what they come to, are not right for it."""
+
+    def __init__(self, rollup: str, reason: str) -> None:
+        super().__init__(reason)
+        self.rollup = rollup
+        self.reason = reason
+
+
+class Group(NamedTuple):
+    """One group of one rollup; `key` is canonical."""
+
+    rollup: str
+    key: Any
+
+
+class PendingGroup(NamedTuple):
+    """A group that is to be computed.
+
+    `since` is another one after every time that it was not pending in between; `rev` changes with every touch.
+    `error` says why it could not be computed.
+    """
+
+    group: Group
+    since: Any
+    rev: int
+    error: str = ""
+
+
+class Drained(NamedTuple):
+    """What a pending group came to: its document, None without records, and their number; or why it has none."""
+
+    pending: PendingGroup
+    document: Mapping[str, Any] | None
+    records: int = 0
+    error: str = ""
 
 
 #: The key behind a slice of a collection; empty at its end.
 Behind = tuple[Any, ...]
+
+
+class GroupReader(Protocol):
+    """Computes pending groups beside the stream, without a bound on their records."""
+
+    def read(self, after: Behind, limit: int) -> tuple[list[Drained], Behind]:
+        """Compute the next pending groups as of one moment, and give where to go on; empty at the end.
+
+        What was pending, and with which `since` and `rev`, is of the same moment.
+        """
+
+
+class PendingStore(Protocol):
+    """Where it lies which groups are to be computed. The holder of the lease alone writes it."""
+
+    def mark(self, groups: Sequence[Group], session: ClientSession) -> None:
+        """Let groups be pending; those that are already are touched once more, and lose their error."""
+
+    def settle(self, groups: Sequence[Group], session: ClientSession) -> None:
+        """Let groups that were computed in this transaction be pending no more."""
+
+    def known(self, groups: Sequence[Group], session: ClientSession) -> list[PendingGroup]:
+        """Give those of these groups that are pending."""
+
+    def fail(self, errors: Sequence[tuple[Group, str]], session: ClientSession) -> None:
+        """Note why groups cannot be computed; they are tried again after a while, or when they are touched."""
+
+    def next(self, after: Behind, limit: int, session: ClientSession) -> tuple[list[PendingGroup], Behind]:
+        """Give the next groups that are worth computing, in a fixed order, and where to go on; empty at the end."""
+
+
+Finish = Callable[[ClientSession, Outcome], None]
+
+
+class Marked(NamedTuple):
+    """How many records were looked at for their groups, and where to go on; empty at the end."""
+
+    documents: int
+    behind: Behind
+
+
+#: Called last in the transaction that lets groups be pending.
+FinishMarking = Callable[[ClientSession, Marked], None]
+
 
 #: Called last in the transaction of a copy.
 FinishCopy = Callable[[ClientSession, Behind], None]
@@ -256,6 +342,7 @@ class Sink(Protocol):
         shadows: Mapping[str, str] = MappingProxyType({}),
         *,
         alone: bool = False,
+        defer: bool = False,
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield, in one transaction; durable on return.
 
@@ -263,6 +350,7 @@ class Sink(Protocol):
         transaction, and again when it is repeated. `foreign` are records without an owner that are removed.
         Records of `unplugged` transforms give way. The `shadows` of collections are written as well, as if they were
         all that there is, or `alone`; who is contested in the collections themselves is left out there.
+        The groups of rollups that are touched are computed, or left pending: all of them with `defer`.
         """
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
@@ -303,6 +391,21 @@ class Sink(Protocol):
 
     def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
         """Put the next shared records in key order together anew from their parts, in one transaction with `finish`."""
+
+    def settle(self, drained: Sequence[Drained], version: Version, finish: Finish) -> Outcome:
+        """Store pending groups that were computed, in one transaction.
+
+        One that was computed by a transaction meanwhile is left as it is; one that was touched meanwhile stays pending.
+        Raises `RollupRefused`.
+        """
+
+    def mark(self, groups: Sequence[Group], finish: Finish) -> None:
+        """Let groups be pending, in one transaction."""
+
+    def mark_next(
+        self, rollup: str, after: Behind, limit: int, finish: FinishMarking, *, stored: bool
+    ) -> Marked:
+        """Let groups be pending of the next records that a rollup is over, or of those that it has stored."""
 
 
 class Shelf(Protocol):

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from bson import Timestamp
 
-from distributary.change import Position
+from distributary.change import Position, Version
 from distributary.parts import parts_of
 
 #: The format of what is written to the state database; a checkpoint of a newer one is refused.
@@ -81,7 +81,7 @@ class Checkpoint:
     `ahead` is the newest cluster time that committed records may show: jobs and late reads show states that
     the stream reaches later. `watched` are the collections that the stream's filter names. `detached` are
     the source collections that were dropped or renamed away, with the time of it. `revision` counts the
-    commits: each one writes over the one before it or fails.
+    commits: each one writes over the one before it or fails. `rollups` are the fingerprints of those that are built.
     """
 
     worker: str
@@ -94,6 +94,12 @@ class Checkpoint:
     detached: Mapping[str, Timestamp] = field(default_factory=dict)
     revision: int = 0
     rebuilding: Rebuilding | None = None
+    rollups: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def version(self) -> Version:
+        """The newest version that a committed record can have."""
+        return Version(self.epoch, max(self.position.time, self.ahead))
 
     @property
     def shadows(self) -> Mapping[str, str]:
@@ -167,7 +173,8 @@ class JobKind(StrEnum):
 
     `backfill` derives every document of a source collection, `derive` those of given keys, `replay` those that
     changed in a part of the history. `rebuild` builds derived collections anew beside the live ones, `undo` brings
-    back what was kept of them, and `drop` removes those that no transform names any more.
+    back what was kept of them, and `drop` removes those that no transform names any more. `rollup` lets all groups of
+    the rollup that is its `source` be computed, or those in `keys`.
     """
 
     BACKFILL = "backfill"
@@ -176,6 +183,7 @@ class JobKind(StrEnum):
     REBUILD = "rebuild"
     UNDO = "undo"
     DROP = "drop"
+    ROLLUP = "rollup"
 
 
 @dataclass(frozen=True, slots=True)

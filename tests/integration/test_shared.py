@@ -403,3 +403,28 @@ def test_parts_are_previewed_and_traced_as_they_are_seen(harness: Harness) -> No
         {"section": "contact"},
         {"list": "orders", "item": 0},
     ]
+
+
+def test_rollups_over_shared_records_follow_them(harness: Harness) -> None:
+    """A rollup counts shared records by what a section says; a customer who moves leaves no stale count."""
+    cities = """
+    from distributary import Rollup
+
+    cities = Rollup("cities", over=customer, by="profile.city", compute={"customers": {"$sum": 1}})
+    """
+    harness.write({"customers": CUSTOMERS + cities})
+    raw, derived = harness.databases.raw, harness.databases.derived
+
+    def counted() -> dict[str, int]:
+        return {each["_id"]: each["customers"] for each in derived.cities.find()}
+
+    raw.users.insert_many([user(number, city="Bern" if number % 2 else "Thun") for number in range(10)])
+    raw.orders.insert_many([order(number, number) for number in range(12)])
+    harness.catch_up()
+    assert counted() == {"Bern": 5, "Thun": 5}
+    raw.users.update_many({"_id": {"$lt": 4}}, {"$set": {"city": "Genf"}})
+    raw.users.delete_many({"_id": {"$gte": 8}})
+    raw.users.update_many({"_id": {"$in": [4, 6]}}, {"$unset": {"city": ""}})
+    harness.catch_up()
+    assert counted() == {"Bern": 2, "Genf": 4}
+    assert "equal" in said(harness, "verify")

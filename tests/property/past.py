@@ -50,6 +50,8 @@ def _documents(database: Database[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _owned(collection: str, document: dict[str, Any]) -> dict[Place, tuple[Owner, bytes]]:
     source = document.pop("_src")
+    if "key" not in source:  # a group of a rollup
+        return {}
     owner = Owner(source["by"], identity(source["key"]))
     return {(collection, identity(document["_id"])): (owner, encode(document, codec_options=CODEC))}
 

@@ -15,9 +15,9 @@ from distributary.engine.commit import Stores
 from distributary.engine.derivation import Prepared
 from distributary.engine.pipeline import Pipeline, StreamEnded
 from distributary.engine.retry import Verdict, judge
+from distributary.engine.rollups import Draining
 from distributary.engine.worker import Parts, Worker, _Tail
 from distributary.errors import CheckpointMoved, PositionLost
-from distributary.sink.mongo import MongoSink
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from distributary.store.lease import LEASES, Lease
@@ -87,6 +87,15 @@ class AheadByHand(Ahead):
         """Nothing was started."""
 
 
+class DrainingByHand(Draining):
+    """Reads pending groups whenever it may, and waits for what it reads."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        assert self._thread is not None
+        self._thread.join()
+
+
 class Stepped:
     """A worker that took the lease from whoever held it, and works step by step."""
 
@@ -98,7 +107,7 @@ class Stepped:
         self.session = databases.derived.client.start_session()
         checkpoints = Checkpoints(databases.state)
         stores = Stores(
-            TappedSink(MongoSink(databases.derived, databases.state, self.session), tap),
+            TappedSink(assembled.sink(self.session), tap),
             TappedCheckpoints(checkpoints, tap),
             Letters(databases.state, name),
             Jobs(databases.state, name),
@@ -130,6 +139,7 @@ class Stepped:
                 source, self._tail._derivation, self._settings.bounds, committer.horizon
             )
             self._tail._pipeline.start()
+            self._tail._draining = DrainingByHand(self._parts.groups, committer)
             self._tail._slices.reading = AheadByHand  # type: ignore[misc]
 
     def read(self) -> None:

@@ -35,6 +35,7 @@ from distributary.derive.registry import Registry
 from distributary.derive.transform import Failure, Transform, derive
 from distributary.engine import worker
 from distributary.errors import LeaseLost
+from distributary.sink import rollups
 from distributary.state import Job, JobKind, LetterKind
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
@@ -59,10 +60,15 @@ TRANSFORMS = {"orders": "orders", "users": "users", "more": "orders"}
 
 #: A document that is `bad` fails under one of the two twists of the code, so that a deployment repairs it.
 HEAD = """
-    from distributary import DerivedCollection, transform
+    from distributary import DerivedCollection, Rollup, transform
 
     codes = DerivedCollection("codes")
     wholes = DerivedCollection("wholes")
+    sums = {"count": {"$sum": 1}, "sum": {"$sum": "$value"}}
+    rollups = [
+        Rollup("by_name", over=codes, by="by", compute=sums),
+        Rollup("by_both", over=codes, by=["by", "value"], compute=sums, match={"value": {"$gt": 0}}),
+    ]
 """
 BODY = """
     {name}_records = DerivedCollection("{name}_records")
@@ -482,7 +488,24 @@ class Promise(RuleBasedStateMachine):
     def _check(self) -> None:
         records = shown(self._databases)
         self._checked(lambda: Comparison(self._databases, self._registry, self._outdated, records).check())
+        self._checked(self._check_rollups)
         self._past.built(self._twists)
+
+    def _check_rollups(self) -> None:
+        """Hold every group against a sum over the stored records, one by one."""
+        derived = self._databases.derived
+        for name, is_both in (("by_name", False), ("by_both", True)):
+            wanted: dict[Any, tuple[int, int]] = {}
+            for each in derived["codes"].find({"value": {"$gt": 0}} if is_both else {}):
+                group = (each["by"], each["value"]) if is_both else each["by"]
+                count, total = wanted.get(group, (0, 0))
+                wanted[group] = (count + 1, total + each["value"])
+            found = {
+                (tuple(each["_id"].values()) if is_both else each["_id"]): (each["count"], each["sum"])
+                for each in derived[name].find()
+            }
+            assert found == wanted, f"{name} differs from a recomputation"
+        assert not list(self._databases.state["pending"].find())
 
     def _look_back(self) -> None:
         """After every commit: nothing that is stored is older than what was stored before."""
@@ -605,6 +628,8 @@ def _empty(databases: Databases) -> None:
 def test_the_promise(databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After every catch-up of any story, derived equals recomputed and letters name what is parked."""
     monkeypatch.setattr(worker, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(rollups, "ROLLUP_RECORDS", 3)
+    monkeypatch.setattr(rollups, "LARGE_GROUP", 2)
     story = Story(databases, tmp_path / "modules", {}, _lost(databases))
     run_state_machine_as_test(
         partial(Promise, story),  # type: ignore[arg-type]  # called, whatever its annotation says

@@ -20,6 +20,8 @@ from distributary.config import Config
 from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, Fault
 from distributary.operate.status import JobStatus, WorkerState, WorkerStatus, iso, workers
+from distributary.state import JobKind
+from distributary.store.pending import PendingGroups
 
 #: Seconds between two looks of `--watch`.
 WATCH_SECONDS = 2.0
@@ -117,8 +119,16 @@ def _worker(status: WorkerStatus, *, terminal: bool) -> Iterator[RenderableType]
             f" {'it' if len(status.left_behind) == 1 else 'them'}",
             "yellow",
         )
+    if status.pending.groups:
+        yield _pending(status.pending)
     for name, when in status.detached.items():
         yield Text(f"  source {name!r} is gone since {iso(when)}; its records are kept", "yellow")
+
+
+def _pending(pending: PendingGroups) -> Text:
+    failing = f", and {pending.failing:,} of them cannot be" if pending.failing else ""
+    told = f"  rollups: groups that are still to be computed: {pending.groups:,}{failing}"
+    return Text(told, "red" if failing else "")
 
 
 def _headline(status: WorkerStatus) -> Text:
@@ -161,7 +171,8 @@ def _parked(kinds: Mapping[str, int]) -> str:
 def _job(status: JobStatus) -> Text:
     job = status.job
     of = "" if status.total is None else f" of about {status.total:,}"
-    stage = f", now removing what lost its source from {job.stage}" if job.stage else ""
+    sweeps = job.stage and job.kind is not JobKind.ROLLUP
+    stage = f", now removing what lost its source from {job.stage}" if sweeps else ""
     paused = ", paused" if job.paused else ""
     return Text(
         f"  {job.kind.value} of {job.source} ({job.reason}): {job.documents:,}{of} documents{stage}{paused}"

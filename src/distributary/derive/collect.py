@@ -2,26 +2,41 @@
 
 import ast
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CellType
+from typing import TypeVar
 
-from distributary.derive.fingerprint import Module, Resolve, code_of, collections_in, marks, parsed
-from distributary.derive.found import Declared, Found, Marked
+from distributary.derive.fingerprint import (
+    Module,
+    Resolve,
+    code_of,
+    collections_in,
+    marks,
+    parsed,
+    rollups_in,
+)
+from distributary.derive.found import Declared, DeclaredRollup, Found, Marked
 from distributary.derive.records import DerivedCollection
+from distributary.derive.rollup import Rollup
 from distributary.derive.transform import MARK, Mark
 from distributary.errors import Fault
 
 _IMPORT = (ast.Import, ast.ImportFrom)
+
+T = TypeVar("T")
 
 
 def collect(modules: Sequence[Module], helpers: Iterable[Module], resolve: Resolve) -> list[Found]:
     """Give what the transform modules hold, and what they use of the modules beside them (`helpers`).
 
     A transform or derived collection that is imported belongs to the module that defines it. A derived
-    collection whose module is none of these belongs to the transform module that imports it.
+    collection whose module is none of these belongs to the transform module that imports it. A module beside has the
+    rollups over collections that are used.
     """
+    helpers = list(helpers)
     own = [
-        Found(module.name, tuple(_marked(module, resolve)), tuple(_declared(module))) for module in modules
+        Found(module.name, tuple(_marked(module, resolve)), tuple(_declared(module)), tuple(_rollups(module)))
+        for module in modules
     ]
     named = {id(item) for found in own for marked in found.transforms for item in marked.code.collections}
     beside = [
@@ -30,7 +45,11 @@ def collect(modules: Sequence[Module], helpers: Iterable[Module], resolve: Resol
     ]
     known = {id(item.collection) for found in [*own, *beside] for item in found.collections}
     foreign = [Found(module.name, (), tuple(_imported(module, known))) for module in modules]
-    return [*own, *beside, *foreign]
+    used = known | {id(item.collection) for found in foreign for item in found.collections}
+    over = [Found(module.name, rollups=tuple(_over(module, used))) for module in helpers]
+    there = {id(item.rollup) for found in [*own, *over] for item in found.rollups}
+    others = [Found(module.name, rollups=tuple(_imported_rollups(module, there))) for module in modules]
+    return [*own, *beside, *foreign, *over, *others]
 
 
 def hidden(module: Module) -> Iterator[Fault]:
@@ -65,6 +84,13 @@ def reachable(function: object) -> Iterator[DerivedCollection]:
     values = [*getattr(inner, "__globals__", {}).values(), *(cell.cell_contents for cell in cells)]
     for value in values:
         yield from collections_in(value)
+
+
+def rollups_beside(function: object) -> Iterator[Rollup]:
+    """Give the rollups that stand beside a function: those of its module."""
+    inner = inspect.unwrap(function) if callable(function) else function
+    for value in getattr(inner, "__globals__", {}).values():
+        yield from rollups_in(value)
 
 
 def mark_of(value: object) -> Mark | None:
@@ -112,22 +138,41 @@ def _line(module: Module, name: str) -> int:
 
 
 def _declared(module: Module) -> Iterator[Declared]:
-    for place, collection in _collections(module, imported=False):
+    for place, collection in _held(module, collections_in, imported=False):
         yield Declared(collection, place)
 
 
+def _rollups(module: Module) -> Iterator[DeclaredRollup]:
+    for place, rollup in _held(module, rollups_in, imported=False):
+        yield DeclaredRollup(rollup, place)
+
+
+def _over(module: Module, used: set[int]) -> Iterator[DeclaredRollup]:
+    """Give the rollups of a module that are over collections in use."""
+    return (item for item in _rollups(module) if id(item.rollup.over) in used)
+
+
+def _imported_rollups(module: Module, known: set[int]) -> Iterator[DeclaredRollup]:
+    for place, rollup in _held(module, rollups_in, imported=True):
+        if id(rollup) not in known:
+            yield DeclaredRollup(rollup, place)
+
+
 def _imported(module: Module, known: set[int]) -> Iterator[Declared]:
-    for place, collection in _collections(module, imported=True):
+    for place, collection in _held(module, collections_in, imported=True):
         if id(collection) not in known:
             yield Declared(collection, place)
 
 
-def _collections(module: Module, *, imported: bool) -> Iterator[tuple[str, DerivedCollection]]:
-    held = {name: [*collections_in(value)] for name, value in list(module.values.items())}
+def _held(
+    module: Module, find: Callable[[object], Iterator[T]], *, imported: bool
+) -> Iterator[tuple[str, T]]:
+    """Give what a module's names hold, each with its place."""
+    held = {name: [*find(value)] for name, value in list(module.values.items())}
     names = [name for name, found in held.items() if found and _is_imported(module, name) is imported]
     for line, name in _lines(module, names):
-        for collection in held[name]:
-            yield f"{module.file}:{line}", collection
+        for item in held[name]:
+            yield f"{module.file}:{line}", item
 
 
 def _is_imported(module: Module, name: str) -> bool:

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from distributary.derive.names import bound, changed, dotted, imported_as, is_main_guard, used
 from distributary.derive.records import DerivedCollection
+from distributary.derive.rollup import Rollup
 from distributary.derive.transform import transform
 
 #: Fields of the syntax tree that follow from others or are no code.
@@ -28,6 +29,8 @@ _IGNORED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 _DIGITS = 16
 
 _IMPORT = (ast.Import, ast.ImportFrom)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +100,23 @@ def collections_in(value: object) -> Iterator[DerivedCollection]:
 
     Looks into lists, tuples, sets, mappings, simple namespaces, dataclass instances and classes.
     """
+    return _held_in(value, DerivedCollection)
+
+
+def rollups_in(value: object) -> Iterator[Rollup]:
+    """Give the rollups that a module-level value is or holds."""
+    return _held_in(value, Rollup)
+
+
+def _held_in(value: object, kind: type[T]) -> Iterator[T]:
+    """Give what is of a kind; a rollup holds nothing: the collection that it is over is declared elsewhere."""
     seen: set[int] = set()
     values = [value]
     while values:
         item = values.pop()
-        if isinstance(item, DerivedCollection):
+        if isinstance(item, kind):
             yield item
-        elif id(item) not in seen:
+        elif id(item) not in seen and not isinstance(item, Rollup):
             seen.add(id(item))
             values.extend(_held(item))
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from distributary.derive.fingerprint import Code
 from distributary.derive.records import ENGINE_FIELD, DerivedCollection
+from distributary.derive.rollup import Rollup, problems
 from distributary.derive.transform import Function, Mark
 from distributary.errors import Fault
 from distributary.parts import PARTS
@@ -47,24 +48,37 @@ class Declared:
 
 
 @dataclass(frozen=True, slots=True)
+class DeclaredRollup:
+    """A rollup as the loader found it at module level; `place` is `file:line`."""
+
+    rollup: Rollup
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What the loader collected in one module, in the order of its source."""
 
     module: str
     transforms: tuple[Marked, ...] = ()
     collections: tuple[Declared, ...] = ()
+    rollups: tuple[DeclaredRollup, ...] = ()
 
 
 def faults(found: Sequence[Found]) -> list[Fault]:
     """Give everything that is wrong with what the loader collected, each with its place and cure."""
     transforms = [marked for module in found for marked in module.transforms]
     declared = all_declared(found)
+    rollups = all_rollups(found)
     return [
         *_each(_transform_faults, transforms),
         *_transforms_of_one_name(transforms),
         *_each(_collection_faults, declared),
         *_collections_of_one_name([item for item in declared if _is_text(item.collection.name)]),
         *_undeclared(transforms, declared),
+        *_each(_rollup_faults, rollups),
+        *_rollups_of_one_name(rollups, declared),
+        *_over_undeclared(rollups, declared),
     ]
 
 
@@ -113,6 +127,15 @@ def all_declared(found: Sequence[Found]) -> list[Declared]:
     for module in found:
         for declared in module.collections:
             by_object.setdefault(id(declared.collection), declared)
+    return list(by_object.values())
+
+
+def all_rollups(found: Sequence[Found]) -> list[DeclaredRollup]:
+    """Give one per object, as with derived collections."""
+    by_object: dict[int, DeclaredRollup] = {}
+    for module in found:
+        for declared in module.rollups:
+            by_object.setdefault(id(declared.rollup), declared)
     return list(by_object.values())
 
 
@@ -234,6 +257,55 @@ def _collection_faults(declared: Declared) -> Iterator[Fault]:
             place,
             f"derived collection {collection.name!r:.80} {problem}.",
             'Write indexes as a list, each a field name or a list of them: ["sku", ["customer_id", "-at"]].',
+        )
+
+
+def _rollup_faults(declared: DeclaredRollup) -> Iterator[Fault]:
+    rollup, place = declared.rollup, declared.place
+    if problem := _name_problem(rollup.name, MAX_DERIVED_NAME_BYTES):
+        yield Fault(
+            place,
+            f"{rollup.name!r:.80} cannot name a rollup: {problem}.",
+            "Choose a name that MongoDB takes.",
+        )
+    for problem, cure in problems(rollup):
+        yield Fault(place, f"rollup {rollup.name!r:.80} {problem}.", cure)
+    for problem in _indexes_problems(rollup.indexes):
+        yield Fault(
+            place,
+            f"rollup {rollup.name!r:.80} {problem}.",
+            'Write indexes as a list, each a field name or a list of them: ["orders", ["city", "-spent"]].',
+        )
+
+
+def _rollups_of_one_name(rollups: Sequence[DeclaredRollup], declared: Sequence[Declared]) -> Iterator[Fault]:
+    names = [(item.collection.name, item.place, "derived collection") for item in declared]
+    first = {name: (place, kind) for name, place, kind in reversed(names) if _is_text(name)}
+    for item in rollups:
+        name = item.rollup.name
+        if not _is_text(name):
+            continue
+        if name in first:
+            place, kind = first[name]
+            yield Fault(
+                item.place,
+                f"rollup {name!r} has the name of a {kind} at {place}.",
+                "Give it another name, or import the one that is there.",
+            )
+        first.setdefault(name, (item.place, "rollup"))
+
+
+def _over_undeclared(rollups: Sequence[DeclaredRollup], declared: Sequence[Declared]) -> Iterator[Fault]:
+    known = {id(item.collection) for item in declared}
+    for item in rollups:
+        over: object = item.rollup.over
+        if isinstance(over, DerivedCollection) and id(over) in known:
+            continue
+        what = f"derived collection {over.name!r}" if isinstance(over, DerivedCollection) else f"{over!r:.80}"
+        yield Fault(
+            item.place,
+            f"rollup {item.rollup.name!r:.80} is over {what}, which no transform module declares at its top level.",
+            "Declare a DerivedCollection there and give that to `over`; a rollup cannot be over a rollup.",
         )
 
 

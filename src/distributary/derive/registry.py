@@ -5,8 +5,18 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
-from distributary.derive.found import Declared, Found, Marked, all_declared, faults, index_keys
+from distributary.derive.found import (
+    Declared,
+    DeclaredRollup,
+    Found,
+    Marked,
+    all_declared,
+    all_rollups,
+    faults,
+    index_keys,
+)
 from distributary.derive.records import DerivedCollection
+from distributary.derive.rollup import Rollup
 from distributary.derive.transform import Shapes, Transform
 from distributary.errors import ConfigurationError, Fault
 
@@ -17,8 +27,8 @@ __all__ = ["Declared", "Found", "Marked", "Registry", "build", "faults", "index_
 class Registry:
     """Transforms by name, derived collections by name, and the transforms of each source collection.
 
-    `sources` is sorted; `places` tells where a derived collection is declared. `declared` are the names of all derived
-    collections, also of those that no chosen transform names. Made by `build`.
+    `sources` is sorted; `places` tells where a derived collection or rollup is declared. `declared` are the names of
+    all of them, also of those that no chosen transform names. Made by `build`.
     """
 
     transforms: Mapping[str, Transform]
@@ -27,6 +37,7 @@ class Registry:
     sources: tuple[str, ...]
     places: Mapping[str, str]
     declared: frozenset[str]
+    rollups: Mapping[str, Rollup]
 
     def only(self, names: Iterable[str], place: str = "worker.only") -> "Registry":
         """Give the registry of these transforms and the collections that they name; of no names, itself.
@@ -42,7 +53,8 @@ class Registry:
         chosen = [transform for name, transform in self.transforms.items() if name in wanted]
         named = frozenset[str]().union(*(transform.collections for transform in chosen))
         declared = [item for item in self._declared() if item.collection.name in named]
-        return replace(_registry(chosen, declared), declared=self.declared)
+        rollups = [item for item in self._rollups() if item.rollup.over.name in named]
+        return replace(_registry(chosen, declared, rollups), declared=self.declared)
 
     def owners_of(self, collection: str) -> frozenset[str]:
         """Give the names of the transforms whose code names a derived collection."""
@@ -52,20 +64,24 @@ class Registry:
 
     def check_loop(self, *, source_db_is_derived_db: bool) -> None:
         """Raise `ConfigurationError` when what transforms write would be read again as a source."""
-        both = [name for name in self.collections if name in self.by_source]
+        both = [name for name in (*self.collections, *self.rollups) if name in self.by_source]
         if source_db_is_derived_db and both:
             raise ConfigurationError([self._loop(name) for name in both])
 
     def _loop(self, name: str) -> Fault:
         readers = ", ".join(repr(transform.name) for transform in self.by_source[name])
+        kind = "rollup" if name in self.rollups else "derived collection"
         return Fault(
             self.places[name],
-            f"derived collection {name!r} has the database and the name of what {readers} reads: a loop.",
+            f"{kind} {name!r} has the database and the name of what {readers} reads: a loop.",
             "Give it another name, or set derived.database to another database.",
         )
 
     def _declared(self) -> list[Declared]:
         return [Declared(collection, self.places[name]) for name, collection in self.collections.items()]
+
+    def _rollups(self) -> list[DeclaredRollup]:
+        return [DeclaredRollup(rollup, self.places[name]) for name, rollup in self.rollups.items()]
 
 
 def build(found: Sequence[Found]) -> Registry:
@@ -73,7 +89,7 @@ def build(found: Sequence[Found]) -> Registry:
     if wrong := faults(found):
         raise ConfigurationError(wrong)
     transforms = [transform_of(marked) for module in found for marked in module.transforms]
-    return _registry(transforms, all_declared(found))
+    return _registry(transforms, all_declared(found), all_rollups(found))
 
 
 def transform_of(marked: Marked) -> Transform:
@@ -83,9 +99,20 @@ def transform_of(marked: Marked) -> Transform:
     return Transform(mark.name, mark.source, marked.function, marked.code.fingerprint, names, marked.place)
 
 
-def _registry(transforms: Sequence[Transform], declared: Sequence[Declared]) -> Registry:
-    shapes = Shapes()
-    transforms = [replace(transform, shapes=shapes) for transform in transforms]
+def rollups_over(rollups: Iterable[Rollup], collections: Iterable[str]) -> dict[str, tuple[Rollup, ...]]:
+    """Give the rollups over some derived collections, by the collection's name."""
+    rollups = list(rollups)
+    over = {name: tuple(each for each in rollups if each.over.name == name) for name in collections}
+    return {name: some for name, some in over.items() if some}
+
+
+def _registry(
+    transforms: Sequence[Transform], declared: Sequence[Declared], rollups: Sequence[DeclaredRollup]
+) -> Registry:
+    plain, shapes = [item.rollup for item in rollups], Shapes()
+    transforms = [
+        replace(each, rollups=rollups_over(plain, each.collections), shapes=shapes) for each in transforms
+    ]
     sources = tuple(sorted({transform.source for transform in transforms}))
     by_source = {
         source: tuple(transform for transform in transforms if transform.source == source)
@@ -96,8 +123,12 @@ def _registry(transforms: Sequence[Transform], declared: Sequence[Declared]) -> 
         collections=MappingProxyType({item.collection.name: item.collection for item in declared}),
         by_source=MappingProxyType(by_source),
         sources=sources,
-        places=MappingProxyType({item.collection.name: item.place for item in declared}),
-        declared=frozenset(item.collection.name for item in declared),
+        places=MappingProxyType(
+            {item.collection.name: item.place for item in declared}
+            | {item.rollup.name: item.place for item in rollups}
+        ),
+        declared=frozenset(item.collection.name for item in declared) | {each.name for each in plain},
+        rollups=MappingProxyType({each.name: each for each in plain}),
     )
 
 

@@ -1,10 +1,10 @@
 """Transforms: how authors mark them, and how one is applied to one document."""
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from types import GeneratorType
+from types import GeneratorType, MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from distributary.derive.records import (
@@ -18,6 +18,7 @@ from distributary.derive.records import (
     encode_record,
     tail_of,
 )
+from distributary.derive.rollup import Rollup, unsuitable
 from distributary.parts import called, is_parts, shared_of
 
 Function = Callable[[dict[str, Any]], Iterable[Record] | Record | None]
@@ -85,8 +86,8 @@ class Shapes:
 class Transform:
     """A pure function from one document of `source` to records, found in a transform module.
 
-    `collections` are the derived collections that its code names; `place` is `file:line`. `shapes` is common to all
-    transforms of a registry.
+    `collections` are the derived collections that its code names; `place` is `file:line`. `rollups` are those over
+    them, by the collection's name. `shapes` is common to all transforms of a registry.
     """
 
     name: str
@@ -95,6 +96,9 @@ class Transform:
     fingerprint: str
     collections: frozenset[str]
     place: str
+    rollups: Mapping[str, Sequence[Rollup]] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False
+    )
     shapes: Shapes = field(default_factory=Shapes, compare=False, repr=False)
 
     @property
@@ -157,6 +161,8 @@ def failure_of(error: Exception | SystemExit) -> Failure:
 
 def _encoded(transform: Transform, output: object, limit: int, source: RawDocument) -> list[EncodedRecord]:
     tail = tail_of(source)
+    if transform.rollups:
+        output = _grouped(output, transform.rollups)
     records = [encode_record(item, source, tail) for item in islice(_items(output), limit + 1)]
     if len(records) > limit:
         raise BadRecord(f"more than {limit:,} records from one document (worker.max_records)")
@@ -172,6 +178,23 @@ def _encoded(transform: Transform, output: object, limit: int, source: RawDocume
             )
     transform.shapes.note(transform.name, records, collections)
     return records
+
+
+def _grouped(output: object, rollups: Mapping[str, Sequence[Rollup]]) -> Iterator[object]:
+    """Give what was yielded; raises `BadRecord` for a record that cannot be put into a group."""
+    for item in _items(output):
+        if isinstance(item, Record | Section | Item) and isinstance(item.fields, Mapping):
+            for rollup in rollups.get(item.collection.name, ()):
+                if reason := unsuitable(rollup, _seen(item)):
+                    raise BadRecord(f"record {item.collection.name}[{item.key!r:.80}]: {reason}")
+        yield item
+
+
+def _seen(item: Record | Section | Item) -> dict[str, Any]:
+    """Give what is yielded as the record shows it, or the shared record that has nothing else."""
+    if isinstance(item, Record):
+        return {"_id": item.key, **item.fields}
+    return {"_id": item.key, item.name: [item.fields] if isinstance(item, Item) else item.fields}
 
 
 def _items(output: object) -> Iterable[object]:

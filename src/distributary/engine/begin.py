@@ -1,7 +1,7 @@
 """Where a worker starts: from its checkpoint, or without one as the configuration says."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from distributary.change import Position
@@ -9,6 +9,7 @@ from distributary.derive.groups import groups
 from distributary.derive.transform import Transform
 from distributary.engine.commit import entry
 from distributary.engine.rebuild import CHANGED
+from distributary.engine.rollups import rollup_job
 from distributary.errors import Failed
 from distributary.ports import Start
 from distributary.state import BEGINNING, Built, Checkpoint, Job, JobKind, SourceIdentity
@@ -19,7 +20,7 @@ class Wanted:
     """What is plugged in, and what the configuration says about starting.
 
     `start` is where the stream opens without a checkpoint; `backfill` whether existing documents are derived
-    then; `rebuild` whether those of a transform whose code changed are.
+    then; `rebuild` whether those of a transform whose code changed are. `rollups` are their fingerprints by name.
     """
 
     worker: str
@@ -28,6 +29,7 @@ class Wanted:
     start: Start
     backfill: bool
     rebuild: bool
+    rollups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -52,7 +54,8 @@ def first(wanted: Wanted, position: Position) -> Beginning:
     """Begin without a checkpoint, at a position of a stream that is open."""
     transforms = {name: entry(each, None, built=False) for name, each in wanted.transforms.items()}
     checkpoint = Checkpoint(wanted.worker, position, BEGINNING, wanted.source, 1, wanted.watched, transforms)
-    jobs = backfills(transforms, transforms, "first start") if wanted.backfill else []
+    jobs = rollup_jobs(wanted.rollups, {}, ())
+    jobs += backfills(transforms, transforms, "first start") if wanted.backfill else []
     return Beginning(checkpoint, Start(token=position.token), jobs, [])
 
 
@@ -74,14 +77,26 @@ def resumed(wanted: Wanted, before: Checkpoint, known_jobs: Sequence[Job] = ()) 
         for name, built in kept.items()
         if name in plugged and built.fingerprint != plugged[name].fingerprint
     ]
-    jobs = backfills(new, new, "new transform")
+    rollups = {name: built for name, built in before.rollups.items() if name in wanted.rollups}
+    jobs = rollup_jobs(wanted.rollups, rollups, known_jobs) + backfills(new, new, "new transform")
     if wanted.rebuild:
         jobs += _rebuilds(wanted, [name for name in changed if kept[name].built], known_jobs)
     freed = any(built.unplugged and not known[name].unplugged for name, built in kept.items())
-    checkpoint, time = replace(before, transforms=kept | new, watched=wanted.watched), before.position.time
+    checkpoint = replace(before, transforms=kept | new, watched=wanted.watched, rollups=rollups)
+    time = before.position.time
     if before.watched == wanted.watched:
         return Beginning(checkpoint, Start(token=before.position.token), jobs, changed, freed)
     return Beginning(checkpoint.seen(time), Start(time=time), jobs, changed, freed)
+
+
+def rollup_jobs(plugged: Mapping[str, str], built: Mapping[str, str], known_jobs: Sequence[Job]) -> list[Job]:
+    """Give the jobs that build rollups which are new or defined in another way, unless they are asked for already."""
+    asked = {job.source for job in known_jobs if job.kind is JobKind.ROLLUP and not job.done and not job.keys}
+    return [
+        rollup_job(name, "changed definition" if name in built else "new rollup")
+        for name, fingerprint in sorted(plugged.items())
+        if built.get(name) != fingerprint and name not in asked
+    ]
 
 
 def _rebuilds(wanted: Wanted, changed: Sequence[str], known_jobs: Sequence[Job]) -> list[Job]:
@@ -129,7 +144,7 @@ def _is_new(transform: Transform, known: Mapping[str, Built]) -> bool:
     return before is None or before.unplugged or before.source != transform.source
 
 
-def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
+def lost(wanted: Wanted, before: Checkpoint, position: Position, known_jobs: Sequence[Job] = ()) -> Beginning:
     """Begin anew after the position was lost: a new epoch, and every collection is derived again with a sweep.
 
     The jobs name the range of time in which changes may have been missed.
@@ -147,7 +162,8 @@ def lost(wanted: Wanted, before: Checkpoint, position: Position) -> Beginning:
     plugged = [name for name in transforms if name in wanted.transforms]
     since, until = sorted((before.position.time, position.time))
     jobs = [replace(job, gap=(since, until)) for job in backfills(transforms, plugged, "position lost")]
-    return Beginning(checkpoint, Start(token=position.token), jobs, [])
+    built = rollup_jobs(wanted.rollups, checkpoint.rollups, known_jobs)
+    return Beginning(checkpoint, Start(token=position.token), built + jobs, [])
 
 
 def backfills(

@@ -20,10 +20,14 @@ from distributary.parts import called
 from distributary.ports import (
     Behind,
     CheckpointStore,
+    Drained,
+    Group,
     JobStore,
     LetterStore,
     ManyRefused,
+    Marked,
     Outcome,
+    RollupRefused,
     Sink,
     TooMuch,
 )
@@ -68,7 +72,7 @@ class Work:
     """What is committed together; `retry` says that it was parked before, `due` what is to be tried again.
 
     Where collections have shadows, records go into both, or into the shadows `alone`. `wanted` refuses to commit a job
-    that was cancelled.
+    that was cancelled. With `defer`, groups of rollups are left pending.
     """
 
     desired: Sequence[Desired]
@@ -81,6 +85,7 @@ class Work:
     due: Sequence[LetterKey] = ()
     alone: bool = False
     wanted: bool = False
+    defer: bool = False
 
 
 class Unwanted(Exception):
@@ -115,6 +120,7 @@ class Committer:
         self.horizon = Horizon(checkpoint.ahead)
         self.overtaken = Overtaken()
         self._unswept: set[str] = set()
+        self.marks = 0
 
     @property
     def parked(self) -> int:
@@ -181,7 +187,7 @@ class Committer:
             checkpoint = replace(checkpoint, detached={**checkpoint.detached, job.source: detached})
         self._note(desired, shown)
         outcome = self._commit(
-            Work(desired, letters, checkpoint, progress=job, foreign=job.foreign, alone=alone)
+            Work(desired, letters, checkpoint, progress=job, foreign=job.foreign, alone=alone, defer=True)
         )
         if job.done and job.sweep:
             self._unswept = {each.source for each in self._stores.jobs.open() if each.sweep}
@@ -244,6 +250,45 @@ class Committer:
         behind = self._stores.sink.copy(name, onto, job.after, limit, finish, shared)
         self.checkpoint = finishing.checkpoint
         return replace(job, after=behind)
+
+    def settle(self, drained: Sequence[Drained]) -> Outcome:
+        """Commit pending groups of rollups that were computed; what the server does not take stays with its error."""
+        if not drained:
+            return Outcome()
+        finishing = _Finishing(self, Work([], [], self.checkpoint))
+        try:
+            outcome = self._stores.sink.settle(drained, self.checkpoint.version, finishing)
+        except RollupRefused as error:
+            if len(drained) == 1:
+                return self.settle([drained[0]._replace(document=None, error=error.reason)])
+            half = len(drained) // 2
+            return self.settle(drained[:half]) + self.settle(drained[half:])
+        self.checkpoint = finishing.checkpoint
+        return outcome
+
+    def mark(self, job: Job, checkpoint: Checkpoint, groups: Sequence[Group]) -> None:
+        """Let groups of rollups be pending, and commit the job and the checkpoint behind that."""
+        finishing = _Finishing(self, Work([], [], checkpoint, progress=job))
+        self._stores.sink.mark(groups, finishing)
+        self.checkpoint = finishing.checkpoint
+        self.marks += len(groups)
+
+    def mark_next(self, job: Job, rollup: str, limit: int, *, stored: bool) -> Job:
+        """Let the next groups of a rollup be pending, and give the job behind them; at the end nothing is behind."""
+        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
+
+        def after(marked: Marked) -> Job:
+            return replace(job, after=marked.behind, documents=job.documents + marked.documents)
+
+        def finish(session: ClientSession, marked: Marked) -> None:
+            nonlocal finishing
+            finishing = _Finishing(self, Work([], [], self.checkpoint, progress=after(marked)))
+            finishing(session, Outcome())
+
+        marked = self._stores.sink.mark_next(rollup, job.after, limit, finish, stored=stored)
+        self.checkpoint = finishing.checkpoint
+        self.marks += 1
+        return after(marked)
 
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
         """Commit parked documents that were derived again; gives how many are parked no more."""
@@ -361,7 +406,9 @@ class Committer:
             [name for name, built in entries.items() if built.unplugged],
             work.checkpoint.shadows,
             alone=work.alone,
+            defer=work.defer,
         )
+        self.marks += outcome.pending
         for key in finishing.resolved:
             self._parked.pop(_parked(key), None)
         for letter in finishing.letters:

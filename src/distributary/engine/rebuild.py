@@ -6,12 +6,14 @@ by whoever holds the lease. What is done to whole collections is no part of a tr
 the fence before what will be done, and collections are known by their ids.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from uuid import UUID
 
+from distributary.derive.rollup import Rollup
 from distributary.derive.transform import Transform
 from distributary.engine.commit import Unwanted, job_for
+from distributary.engine.rollups import rollup_job
 from distributary.engine.slices import Slices
 from distributary.log import get_logger
 from distributary.parts import is_parts, parts_of, shared_of
@@ -335,12 +337,21 @@ class Rebuilds:
         return frozenset(name for name in entry.shared if swept(parts_of(name), transform, (), 1))
 
     def _following(self, job: Job, checkpoint: Checkpoint) -> list[Job]:
-        """Give the jobs that remove what transforms left in collections that only others name now."""
+        """Give the jobs that remove what transforms left in collections that only others name, and build rollups."""
         entries = [checkpoint.transforms[name] for name in job.transforms]
         named = {name for each in self._plugged() for name in each.collections}
         left = named - set(self._collections(job))
         sources = {built.source for built in entries if built.collections & left}
-        return [job_for(checkpoint, source, "behind a rebuild") for source in sorted(sources)]
+        rollups = {each.name for some in self._over(job) for each in some}
+        return [
+            *(job_for(checkpoint, source, "behind a rebuild") for source in sorted(sources)),
+            *(rollup_job(name, "behind a rebuild") for name in sorted(rollups)),
+        ]
+
+    def _over(self, job: Job) -> Iterable[Sequence[Rollup]]:
+        """Give the rollups over the collections that take their places."""
+        taken = self._collections(job)
+        return [each.rollups[name] for each in self._plugged() for name in taken if name in each.rollups]
 
     # --- leaving nothing behind -----------------------------------------------------------------------------
 

@@ -101,6 +101,11 @@ def judge(error: BaseException) -> Verdict:
     return Verdict.FATAL
 
 
+def passes(error: OperationFailure) -> bool:
+    """Whether the same work may succeed a moment later."""
+    return judge(error) is Verdict.TRANSIENT
+
+
 def _passes(error: PyMongoError) -> bool:
     if any(error.has_error_label(label) for label in _LABELS):
         return True

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Event
 from time import monotonic
 
@@ -32,10 +32,11 @@ from distributary.engine.rebuild import BUILDING, Rebuilds
 from distributary.engine.replay import Replays
 from distributary.engine.report import Report
 from distributary.engine.retry import Verdict, judge, reason
+from distributary.engine.rollups import Builds, Draining
 from distributary.engine.slices import Slices
 from distributary.errors import POSITION_CURE, ConfigurationError, Fault, PositionLost
 from distributary.log import get_logger
-from distributary.ports import Batch, Carrier, Documents, Shelf, Source, Start
+from distributary.ports import Batch, Carrier, Documents, GroupReader, Shelf, Source, Start
 from distributary.state import Job, JobKind
 
 log = get_logger()
@@ -49,6 +50,9 @@ COLLECT_BATCHES = 200
 #: Lost positions, each before the one before it was made good, after which the worker stops: the history is
 #: shorter than it takes to derive everything again.
 LOSSES = 3
+
+#: How often it is looked whether pending groups of rollups are computed, in seconds.
+DRAINING_SECONDS = 0.01
 
 #: Parked documents that are tried again in one go.
 DUE = 1000
@@ -87,6 +91,8 @@ class Parts:
     shelf: Shelf
     draw: Callable[[], str]
     told: Callable[[Iterable[Latest]], Iterable[Latest]]
+    groups: GroupReader | None = None
+    rollups: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +192,13 @@ class Worker:
 
     def _begin(self, source: Source) -> Beginning:
         before = self._parts.stores.checkpoints.load(self._wanted.worker)
+        jobs = self._parts.stores.jobs
         if before is None:
             self._refuse_shared()
             return begin.first(self._wanted, source.open(self._wanted.start))
         if self._lost:
-            return begin.lost(self._wanted, before, source.open(Start()))
+            return begin.lost(self._wanted, before, source.open(Start()), jobs.open())
         self._refuse_shared()
-        jobs = self._parts.stores.jobs
         beginning = begin.resumed(self._wanted, before, [*jobs.open(), *jobs.declined()])
         if before.position.time > self._parts.newest():
             raise PositionLost(
@@ -209,6 +215,7 @@ class Worker:
         """Refuse derived collections that another worker writes: one writer knows who owns what."""
         claimed = self._parts.stores.checkpoints.claimed(self._wanted.worker)
         named = {name for each in self._wanted.transforms.values() for name in each.collections}
+        named |= self._wanted.rollups.keys()
         shared = sorted(named & claimed.keys())
         if shared:
             raise ConfigurationError(
@@ -247,6 +254,8 @@ class _Tail:
         self._held = ""
         self._replays = Replays(self._slices, parts.new_source)
         self._rebuilds = Rebuilds(self._slices, parts.shelf, parts.draw)
+        self._builds = Builds(committer, parts.rollups)
+        self._draining = Draining(parts.groups, committer)
         self._stores = parts.stores
         self._report = Report(parts.newest)
         self._names = [each.name for some in parts.by_source.values() for each in some]
@@ -268,6 +277,7 @@ class _Tail:
         finally:
             self._slices.close()
             self._replays.close()
+            self._draining.close()
             self._pipeline.close()
 
     @property
@@ -276,12 +286,19 @@ class _Tail:
         return self._batches > 0
 
     def _step(self) -> None:
-        prepared = self._pipeline.next(timeout=0.0 if self._job and not self._waiting else 0.1)
+        prepared = self._pipeline.next(self._patience())
         if prepared is not None:
             self._take(prepared)
             self._report.count(len(prepared.batch.changes))
         self._work()
+        self._draining.step(idle=self._job is None and (prepared is None or not prepared.batch.changes))
         self._report.tell(self._reached, self._job)
+
+    def _patience(self) -> float:
+        """Give how long the stream is waited for, in seconds, before something else has its turn."""
+        if self._job and not self._waiting:
+            return 0.0
+        return DRAINING_SECONDS if self._draining.is_reading else 0.1
 
     def _take(self, prepared: Prepared) -> None:
         """Commit a batch; one without changes only moves the position, which is saved now and then."""
@@ -351,6 +368,8 @@ class _Tail:
     def _carrier(self, job: Job) -> Carrier:
         if job.kind is JobKind.REPLAY:
             return self._replays
+        if job.kind is JobKind.ROLLUP:
+            return self._builds
         return self._slices if job.kind in {JobKind.BACKFILL, JobKind.DERIVE} else self._rebuilds
 
     def _leave(self) -> None:
@@ -390,8 +409,13 @@ class _Tail:
         if goal.time is None or self._reached.time < goal.time or self._job is not None:
             return False
         self._look()
-        if self._job is None:
+        done = self._is_idle() and self._draining.is_done
+        if done:
             log.info("caught up")
+        return done
+
+    def _is_idle(self) -> bool:
+        """Whether there is no job at hand."""
         return self._job is None
 
     def _collect(self) -> None:

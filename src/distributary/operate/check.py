@@ -25,15 +25,18 @@ from distributary.derive.purity import (
 )
 from distributary.derive.registry import Registry
 from distributary.derive.transform import Failure, Transform
+from distributary.engine.retry import passes
 from distributary.errors import ConfigurationError, DistributaryError, EnvironmentFault
 from distributary.operate.privileges import Lack, Place, Role, granted, lacks
 from distributary.operate.status import iso
 from distributary.sink.collections import refuse_unsuitable
+from distributary.sink.rollups import refuse_bad
 from distributary.source import deployment
 from distributary.store.checkpoints import CHECKPOINTS, Checkpoints
 from distributary.store.jobs import JOBS
 from distributary.store.lease import LEASES
 from distributary.store.letters import LETTERS
+from distributary.store.pending import PENDING
 
 #: The oldest server that has what a worker builds on, such as snapshot reads at a cluster time.
 OLDEST_SERVER = (6, 0)
@@ -48,7 +51,7 @@ SAMPLE_BYTES = 32 * 1024 * 1024
 #: Seconds between the two runs of a sample, so that a clock read to the second shows.
 BETWEEN_RUNS = 1.1
 
-_STATE = (CHECKPOINTS, JOBS, LEASES, LETTERS)
+_STATE = (CHECKPOINTS, JOBS, LEASES, LETTERS, PENDING)
 _RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
@@ -139,6 +142,7 @@ class Preflight:
         if not exit_code(derived):
             yield from self._guarded("derived privileges", self._derived_privileges)
             yield from self._guarded("derived collections", self._derived_collections)
+            yield from self._guarded("rollups", self._rollups)
 
     def _guarded(self, subject: str, check: Callable[[], Found]) -> Found:
         """Give what a check finds; an error ends it and is a finding itself."""
@@ -211,7 +215,7 @@ class Preflight:
             yield _version("derived", self.derived.client, f"replica set {reply.get('setName', '(sharded)')}")
 
     def _derived_privileges(self) -> Found:
-        names = self.registry.collections if self.registry else ()
+        names = self._names()
         where = {
             Role.DERIVED: [Place(self.derived.name, name) for name in names] or [Place(self.derived.name)],
             Role.STATE: [Place(self.state.name, name) for name in _STATE],
@@ -221,9 +225,22 @@ class Preflight:
     def _derived_collections(self) -> Found:
         subject = "derived collections"
         there = {each["name"]: each for each in self.derived.list_collections()}
-        for name in self.registry.collections if self.registry else ():
+        for name in self._names():
             check = partial(self._suitable_derived, subject, name, there.get(name))
             yield from self._guarded(subject, check)
+
+    def _names(self) -> Sequence[str]:
+        """Give the names of all derived collections, rollups too."""
+        return (*self.registry.collections, *self.registry.rollups) if self.registry else ()
+
+    def _rollups(self) -> Found:
+        rollups = self.registry.rollups if self.registry else {}
+        if self.registry:
+            refuse_bad(self.derived, rollups, self.registry.places, passes)
+        for name, rollup in rollups.items():
+            by = ", ".join(rollup.paths)
+            told = f"{name} ({rollup.over.name} by {by}) is taken by the server"
+            yield ok("rollups", f"{told}; fingerprint {rollup.fingerprint}.")
 
     def _suitable_derived(self, subject: str, name: str, info: Mapping[str, Any] | None) -> Found:
         if info is not None:

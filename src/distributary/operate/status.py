@@ -1,7 +1,7 @@
 """What every worker in a state database is doing, how far it is, and what it left undone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -14,11 +14,12 @@ from distributary.change import Position
 from distributary.derive.registry import Registry
 from distributary.errors import DistributaryError
 from distributary.source import deployment
-from distributary.state import Built, Checkpoint, Job, SlowTransform, SourceIdentity
+from distributary.state import Built, Checkpoint, Job, JobKind, SlowTransform, SourceIdentity
 from distributary.store.checkpoints import CHECKPOINTS, Checkpoints, from_document, lag_seconds
 from distributary.store.jobs import Jobs
 from distributary.store.lease import LEASES, Lease
 from distributary.store.letters import LETTERS
+from distributary.store.pending import PendingGroups, count_pending
 
 
 class WorkerState(StrEnum):
@@ -65,7 +66,7 @@ class WorkerStatus:
     `saved_at` is when the position was saved; an idle worker saves it only now and then. `lag_seconds` is the
     source's head minus the position, `headroom_seconds` what is left until the position falls out of the
     source's history; each is None where `unknown` says why. `left_behind` are the derived collections that no transform
-    names any more.
+    names any more, `pending` the groups of rollups that are still to be computed.
     """
 
     name: str
@@ -82,6 +83,7 @@ class WorkerStatus:
     dead_letters: Mapping[str, Mapping[str, int]]
     slow: tuple[SlowTransform, ...] = ()
     left_behind: tuple[str, ...] = ()
+    pending: PendingGroups = field(default_factory=PendingGroups)
 
     def answer(self) -> dict[str, Any]:
         """Give it as JSON has it; times are ISO-8601."""
@@ -101,6 +103,7 @@ class WorkerStatus:
             "dead_letters": self.dead_letters,
             "slow_transforms": [each._asdict() for each in self.slow],
             "left_behind": list(self.left_behind),
+            "pending_groups": self.pending._asdict(),
         }
 
 
@@ -149,9 +152,10 @@ def workers(
     names = sorted({name, *stored, *state[LEASES].distinct("_id")})
     letters = _dead_letters(state)
     history = _history(raw)
+    pending = count_pending(state)
     return [
         _Look(each, raw, state, registry if each == name else None, history).status(
-            stored.get(each), letters.get(each, {})
+            stored.get(each), letters.get(each, {}), pending.get(each, PendingGroups())
         )
         for each in names
     ]
@@ -192,7 +196,10 @@ class _Look:
     history: History
 
     def status(
-        self, document: Mapping[str, Any] | None, letters: Mapping[str, Mapping[str, int]]
+        self,
+        document: Mapping[str, Any] | None,
+        letters: Mapping[str, Mapping[str, int]],
+        pending: PendingGroups,
     ) -> WorkerStatus:
         checkpoint = from_document(document) if document else None
         holder = Lease(self.state, self.name, 1).holder()
@@ -213,6 +220,7 @@ class _Look:
             dead_letters=letters,
             slow=holder.slow if holder is not None and alive else (),
             left_behind=self._left_behind(checkpoint),
+            pending=pending,
         )
 
     def _left_behind(self, checkpoint: Checkpoint | None) -> tuple[str, ...]:
@@ -235,6 +243,8 @@ class _Look:
         return lag, headroom, unknown
 
     def _total(self, job: Job) -> int | None:
+        if job.kind is JobKind.ROLLUP and not job.keys:
+            return None
         if job.total or job.keys:
             return job.total or job.documents + len(job.keys)
         try:

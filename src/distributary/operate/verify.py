@@ -23,6 +23,7 @@ from distributary.derive.records import ENGINE_FIELD, Place
 from distributary.engine.retry import Verdict, judge
 from distributary.operate.comparison import Difference, Kind
 from distributary.operate.repair import repairs
+from distributary.operate.rollups import RollupVerifier
 from distributary.operate.shared import Slice, compare, compare_keys
 from distributary.operate.sides import Compared, Scope, Sides, Writers, chunks, scope_of
 from distributary.operate.watch import Watch
@@ -153,6 +154,7 @@ class Verifier:
         self._suspects = _Suspects()
         self._tally = _Tally()
         self._done = self._total = 0
+        self._not_built: tuple[str, ...] = ()
 
     def run(self) -> Verification:
         """Compare, and repair if that was asked for."""
@@ -173,7 +175,8 @@ class Verifier:
         self._settle()
         for collection in shared:
             self._shared_side(collection)
-        return self._answer(sum(not is_parts(name) for name in collections))
+        rollups = self._rollups()
+        return self._answer(sum(not is_parts(name) for name in collections) + rollups)
 
     # --- the two passes -------------------------------------------------------------------------------------
 
@@ -365,6 +368,16 @@ class Verifier:
                 suspects.foreign[each.collection, identity(each.key)] = each.key
         return suspects
 
+    def _rollups(self) -> int:
+        """Compare rollups, and give how many."""
+        rollups = RollupVerifier(self._sides, self._names, self._watch, self._sample, self._repair, _steadily)
+        compared = rollups.run()
+        self._tally.add(compared.found, compared.left)
+        self._tally.result.records += compared.groups
+        self._tally.result.unsettled += compared.unsettled
+        self._not_built = compared.not_built
+        return len(compared.names)
+
     # --- around it ------------------------------------------------------------------------------------------
 
     def _sources(self) -> dict[str, list[str]]:
@@ -395,6 +408,7 @@ class Verifier:
         result.collections = collections
         result.detached = tuple(sorted(self._detached | known))
         result.outdated, result.not_built, result.left_behind = scope[1:]
+        result.not_built += self._not_built
         result.contested, result.parked = self._letters()
         result.sampled = bool(self._sample)
         result.alive = self._watch.alive()

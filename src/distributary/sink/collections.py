@@ -27,15 +27,32 @@ def prepare(derived: Database[Any], wanted: Iterable[tuple[str, Indexes]]) -> No
             IndexModel(OWNER_INDEX, name="distributary_owner"),
             *(IndexModel(list(keys)) for keys in indexes),
         ]
-        try:
-            derived[name].create_indexes(models)
-        except OperationFailure as error:
-            if error.code not in _BAD_INDEX:
-                raise
-            raise EnvironmentFault(
-                f"The indexes of derived collection {name!r} cannot be created: {error}",
-                "Drop the index that is in the way, or change `indexes` in the transform module.",
-            ) from error
+        _create(derived, name, models)
+
+
+def _create(derived: Database[Any], name: str, models: Sequence[IndexModel]) -> None:
+    if not models:
+        return
+    try:
+        derived[name].create_indexes(models)
+    except OperationFailure as error:
+        if error.code not in _BAD_INDEX:
+            raise
+        raise EnvironmentFault(
+            f"The indexes of derived collection {name!r} cannot be created: {error}",
+            "Drop the index that is in the way, or change `indexes` in the transform module.",
+        ) from error
+
+
+def prepare_rollups(derived: Database[Any], wanted: Iterable[tuple[str, Indexes]]) -> None:
+    """Create the collection of each rollup with its indexes; what exists is left as it is."""
+    existing = {each["name"]: each for each in derived.list_collections()}
+    for name, indexes in wanted:
+        if name in existing:
+            refuse_unsuitable(existing[name])
+        else:
+            derived.create_collection(name, check_exists=False)
+        _create(derived, name, [IndexModel(list(keys)) for keys in indexes])
 
 
 def refuse_unsuitable(info: Mapping[str, Any]) -> None:

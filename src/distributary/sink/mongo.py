@@ -19,6 +19,7 @@ from pymongo.errors import OperationFailure
 from distributary.change import CODEC, Identity, Version, decoded, identity
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import (
+    UNKNOWN_VERSION,
     Desired,
     Plan,
     Stored,
@@ -30,10 +31,24 @@ from distributary.derive.plan import (
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
 from distributary.derive.shadows import shadowed, written
 from distributary.derive.shared import Delta, Part, Whole, assembled, deltas, mark, of_keys, part_of
+from distributary.derive.touched import Touched
 from distributary.excerpt import excerpt, key_of
 from distributary.parts import called, is_parts, parts_of, shared_of
-from distributary.ports import Behind, Finish, FinishCopy, ManyRefused, Outcome, TooMuch
+from distributary.ports import (
+    Behind,
+    Drained,
+    Finish,
+    FinishCopy,
+    FinishMarking,
+    Group,
+    ManyRefused,
+    Marked,
+    Outcome,
+    RollupRefused,
+    TooMuch,
+)
 from distributary.sink.familiar import Familiar
+from distributary.sink.rollups import Rollups
 from distributary.sink.transaction import transact
 
 #: The index by which the records of a document are found.
@@ -177,6 +192,12 @@ class _Attempt:
     by_key: bool = False
     apart: bool = False
     refused: list[tuple[Desired, str]] = field(default_factory=list)
+    deferred: set[str] = field(default_factory=set)
+
+    @property
+    def version(self) -> Version:
+        """The newest version of what is written."""
+        return max((item.version for item in self.desired), default=UNKNOWN_VERSION)
 
     def look(self) -> None:
         """Learn from a key that exists: nothing is taken for new any more."""
@@ -192,11 +213,19 @@ class _Attempt:
         self.refused.append((culprit, refusal.reason))
         self.desired = [item for item in self.desired if item is not culprit]
 
+    def without(self, rollup: str, culprits: Sequence[tuple[Desired, str]]) -> None:
+        """Go on without the documents that a rollup cannot be computed with; without any, leave its groups pending."""
+        self.refused += culprits
+        taken = {id(item) for item, _ in culprits}
+        self.desired = [item for item in self.desired if id(item) not in taken]
+        if not culprits:
+            self.deferred.add(rollup)
+
 
 class MongoSink:
     """Writes derived collections of one database, in one session, as the holder of the lease.
 
-    `first` is entered for what keeps the server waiting, without reading from it.
+    `first` is entered for what keeps the server waiting, without reading from it. `rollups` are kept along.
     """
 
     def __init__(
@@ -205,11 +234,13 @@ class MongoSink:
         state: Database[Any],
         session: ClientSession,
         first: AbstractContextManager[None] | None = None,
+        rollups: Rollups | None = None,
     ) -> None:
         self._derived = derived.with_options(codec_options=CODEC)
         self._state = state.with_options(codec_options=CODEC)
         self._session = session
         self._first = first or nullcontext()
+        self._rollups = rollups
 
     def _in(self, collection: str) -> Database[Any]:
         """Give the database of a collection: parts of shared records are state."""
@@ -230,6 +261,7 @@ class MongoSink:
         shadows: Mapping[str, str] = MappingProxyType({}),
         *,
         alone: bool = False,
+        defer: bool = False,
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield; durable on return.
 
@@ -238,15 +270,21 @@ class MongoSink:
         A document whose records MongoDB refuses (too large, a unique index of the user's, a validator) is
         taken out and the batch repeated, until those documents stand alone in the outcome.
         `foreign` are records that nobody may have written, or only in a future that is none; those that
-        still are such are removed first. Raises `TooMuch` when what is stored for several documents is more than
+        still are such are removed first. Groups of rollups that are touched become pending with `defer`, and where they
+        are too much for a transaction. Raises `TooMuch` when what is stored for several documents is more than
         may be held, and `ManyRefused`.
         """
         attempt = _Attempt(list(desired), foreign, unplugged, shadows, alone)
+        if defer and self._rollups is not None:
+            attempt.deferred.update(self._rollups.names)
         while True:
             try:
                 return transact(self._session, lambda: self._transact(attempt, collections, finish))
             except _Taken:
                 attempt.look()
+            except RollupRefused as refusal:
+                assert self._rollups is not None
+                attempt.without(refusal.rollup, self._rollups.culprits(refusal.rollup, attempt.desired))
             except _Refused as refusal:
                 attempt.after(refusal)
                 if len(attempt.refused) >= REFUSALS and len(attempt.desired) > REFUSALS:
@@ -406,15 +444,29 @@ class MongoSink:
             {"_id": whole.key}, document, upsert=True, session=self._session
         )
 
-    def _share(self, plan: Plan, shadows: Mapping[str, str]) -> None:
+    def _share(self, plan: Plan, shadows: Mapping[str, str], touched: Touched | None) -> None:
         """Change the shared records as the plan changes their parts; `shadows` holds where, if it is not themselves."""
         names = {
             each for some in (plan.deletes, plan.replaces, plan.inserts) for each in some if is_parts(each)
         }
         lives = {shadow: name for name, shadow in shadows.items()}
         for parts in sorted(names):
-            live = shared_of(lives.get(parts, parts))
-            self._send_deltas(shadows.get(live, live), deltas(plan, parts))
+            live, changed = shared_of(lives.get(parts, parts)), deltas(plan, parts)
+            self._note_groups(live, changed, touched)
+            self._send_deltas(shadows.get(live, live), changed)
+            self._note_groups(live, changed, touched)
+
+    def _note_groups(self, collection: str, changed: Sequence[Delta], touched: Touched | None) -> None:
+        """Note the groups of rollups that shared records are in."""
+        fields = touched.fields(collection) if touched else ()
+        if touched is None or not fields:
+            return
+        for some in _chunks([delta.key for delta in changed], QUERY_KEYS):
+            found = self._derived[collection].find(
+                {"_id": {"$in": some}}, dict.fromkeys(fields, 1), session=self._session
+            )
+            for document in found:
+                touched.note(collection, document)
 
     def _send_deltas(self, collection: str, changed: Sequence[Delta]) -> None:
         """Send what changes in shared records, and remove those that have nothing left."""
@@ -429,13 +481,53 @@ class MongoSink:
             query = {"_id": {"$in": some_keys}, "$expr": _HAS_NOTHING}
             self._derived[collection].delete_many(query, session=self._session)
 
+    # --- rollups --------------------------------------------------------------------------------------------
+
+    def settle(self, drained: Sequence[Drained], version: Version, finish: Finish) -> Outcome:
+        """Store pending groups that were computed, in one transaction; see `Sink.settle`."""
+
+        def work() -> Outcome:
+            outcome = Outcome()
+            if self._rollups is not None:
+                outcome.rollups = self._rollups.settle(drained, version)
+            finish(self._session, outcome)
+            return outcome
+
+        return transact(self._session, work)
+
+    def mark(self, groups: Sequence[Group], finish: Finish) -> None:
+        """Let groups be pending, in one transaction."""
+
+        def work() -> None:
+            marked = self._rollups.mark(groups) if self._rollups else 0
+            finish(self._session, Outcome(pending=marked))
+
+        transact(self._session, work)
+
+    def mark_next(
+        self, rollup: str, after: Behind, limit: int, finish: FinishMarking, *, stored: bool
+    ) -> Marked:
+        """Let groups be pending of the next records that a rollup is over, or of those that it has stored."""
+
+        def work() -> Marked:
+            marked = Marked(0, ())
+            if self._rollups is not None:
+                marked = self._rollups.mark_next(rollup, after, limit, stored=stored)
+            finish(self._session, marked)
+            return marked
+
+        return transact(self._session, work)
+
     # --- one attempt, inside the transaction ----------------------------------------------------------------
 
     def _transact(
         self, attempt: _Attempt, collections: Mapping[str, Collection[str]], finish: Finish
     ) -> Outcome:
-        removed = self._remove_foreign(attempt, collections)
-        live = Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections, {})
+        touched = self._rollups.touched() if self._rollups else None
+        removed = self._remove_foreign(attempt, collections, touched)
+        live = (
+            Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections, touched=touched)
+        )
         outcome = _outcome(live, removed, attempt.refused)
         if attempt.shadows:
             contested = {each.desired.owner for each in live.contests}
@@ -443,6 +535,8 @@ class MongoSink:
             places = written(collections, attempt.shadows)
             plan = self._planned(attempt, shadowed(free, attempt.shadows), places, attempt.shadows)
             outcome += _shadow_outcome(plan, attempt.shadows)
+        if self._rollups is not None and touched is not None:
+            outcome.rollups, outcome.pending = self._rollups.write(touched, attempt.version, attempt.deferred)
         finish(self._session, outcome)
         return outcome
 
@@ -451,7 +545,8 @@ class MongoSink:
         attempt: _Attempt,
         desired: Sequence[Desired],
         collections: Mapping[str, Collection[str]],
-        shadows: Mapping[str, str],
+        shadows: Mapping[str, str] = MappingProxyType({}),
+        touched: Touched | None = None,
     ) -> Plan:
         """Plan what makes some collections equal to what documents yield, and write it."""
         known = _within(self._learn(desired, collections), desired)
@@ -459,7 +554,9 @@ class MongoSink:
             known += _within(self._learn_keys(desired), desired)
         with self._first:
             plan = reconcile(desired, known, attempt.unplugged)
-        self._share(plan, shadows)
+            if touched is not None:
+                touched.note_plan(plan, known)
+        self._share(plan, shadows, touched)
         self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
         return plan
 
@@ -511,7 +608,7 @@ class MongoSink:
             self._in(collection)[collection].delete_many({"_id": {"$in": some}}, session=self._session)
 
     def _remove_foreign(
-        self, attempt: _Attempt, collections: Mapping[str, Collection[str]]
+        self, attempt: _Attempt, collections: Mapping[str, Collection[str]], touched: Touched | None
     ) -> list[tuple[str, Any]]:
         """Remove those of the foreign records that still are foreign or frozen, before anything is learned.
 
@@ -532,6 +629,8 @@ class MongoSink:
                 newest = versions.get(record.owner) if record.owner else None
                 if foreign or (newest is not None and record.version > newest):
                     removed.append((collection, record.key))
+                    if touched is not None:
+                        touched.note(collection, document)
         for collection, keys in _grouped(removed):
             self._delete(collection, keys)
         return removed

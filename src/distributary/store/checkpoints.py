@@ -37,6 +37,7 @@ def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
         "detached": dict(checkpoint.detached),
         "revision": checkpoint.revision,
         "rebuilding": checkpoint.rebuilding and _rebuilding_document(checkpoint.rebuilding),
+        "rollups": dict(checkpoint.rollups),
     }
 
 
@@ -78,6 +79,7 @@ def from_document(document: Document) -> Checkpoint:
         detached=dict(document.get("detached", {})),
         revision=document.get("revision", 0),
         rebuilding=_rebuilding(document.get("rebuilding")),
+        rollups=dict(document.get("rollups", {})),
     )
 
 
@@ -126,7 +128,8 @@ class Checkpoints:
             for built in each.transforms.values()
             if not built.unplugged
         ]
-        return {name: owner for owner, built in plugged for name in built.collections}
+        rollups = {name: each.worker for each in others for name in each.rollups}
+        return rollups | {name: owner for owner, built in plugged for name in built.collections}
 
     def raise_fence(self, worker: str) -> int:
         """Raise the fence; from now on no holder of an older one can commit. Durable on return."""

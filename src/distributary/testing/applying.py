@@ -20,6 +20,7 @@ from distributary.errors import EnvironmentFault
 from distributary.excerpt import key_of
 from distributary.parts import called, is_parts, parts_of, shared_of
 from distributary.testing.deriving import MAX_RECORDS, NotDerived, derivable, in_bson, transform_for, whole
+from distributary.testing.rollups import Followed
 
 if TYPE_CHECKING:  # the driver is slow to import, and every run of pytest imports this
     from pymongo.database import Database
@@ -55,7 +56,7 @@ def apply(
     collections, `(collection, document)` or `(collection, Deleted(key))`. Records are stored as a worker stores
     them, with `_src`, and what a document no longer yields is removed. A document that contests a key waits for
     it as with a worker. Raises `NotDerived` for a document that a worker would park, for one that still waits
-    for its key at the end, too.
+    for its key at the end, too. Rollups in the functions' modules are computed after every change.
 
     What shared records are made of lies beside them, in `parts/customer` for `customer`.
     Without a database it is a new one in memory, of mongomock, which has limits: it takes no `Decimal128` as a
@@ -97,6 +98,7 @@ class _Application:
         for transform in transforms:
             self._transforms.setdefault(transform.source, []).append(transform)
         self._sources = {transform.name: transform.source for transform in transforms}
+        self._rollups = Followed(database, transforms)
         named = sorted({name for each in transforms for name in each.collections})
         self._collections = [*map(parts_of, named), *named]
         self._time = max((record.version.time.time for record in self._stored()), default=0)
@@ -129,8 +131,10 @@ class _Application:
         derived = derive_all(documents, self._transforms, _EPOCH, self._max_records)
         for transform, item, failure in derived.failed:
             raise NotDerived(transform.name, item.key, failure.reason)
-        plan = reconcile(derived.desired, self._stored())
+        known = list(self._stored())
+        plan = reconcile(derived.desired, known)
         self._write(plan)
+        self._rollups.follow(plan, known)
         contests = {self._place_of(contest.desired.owner): contest for contest in plan.contests}
         for place in set(places) - contests.keys():
             del self._waiting[place]
@@ -162,11 +166,13 @@ class _Application:
     def _assemble(self, parts: str) -> None:
         """Put the shared records together from all of their parts."""
         shared = self.database[shared_of(parts)]
+        before = list(shared.find())
         shared.delete_many({f"{ENGINE_FIELD}.shared": True})
         found = [encode(each, codec_options=CODEC) for each in self.database[parts].find()]
         version = Version(_EPOCH, Timestamp(self._time, 1))
         for key, fields in whole(part_of(key_of(each), each) for each in found):
             shared.insert_one({"_id": key, **fields, ENGINE_FIELD: mark(version)})
+        self._rollups.follow_shared(shared_of(parts), [*before, *shared.find()])
 
     def _source_change(self, change: Change) -> SourceChange:
         source, state = self._placed(change)

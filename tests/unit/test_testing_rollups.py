@@ -1,0 +1,75 @@
+"""Rollups in `distributary.testing`: `apply` computes them, `derive` refuses what fits no group."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from distributary import DerivedCollection, Record, Rollup, transform
+from distributary.errors import EnvironmentFault
+from distributary.testing import Change, Deleted, NotDerived, apply, derive
+
+visits = DerivedCollection("visits")
+spend = Rollup(
+    "visits_by_city",
+    over=visits,
+    by=["city", "at.year"],
+    compute={"visits": {"$count": {}}, "spent": {"$sum": "$spent"}, "names": {"$addToSet": "$name"}},
+    match={"open": {"$ne": True}},
+)
+
+
+@transform("visits")
+def read(visit: dict[str, Any]) -> Iterator[Record]:
+    """Give a record of its own."""
+    yield visits.record(visit["_id"], {name: each for name, each in visit.items() if name != "_id"})
+
+
+def visit(key: int, city: Any = "x", **fields: Any) -> dict[str, Any]:
+    """Give a visit."""
+    return {"_id": key, "city": city, "at": {"year": 2025}, "spent": key, "name": f"n{-key}"} | fields
+
+
+def test_apply_computes_the_rollups_of_the_module() -> None:
+    """Groups follow what moves and leaves, with sorted sets, whatever mongomock gives."""
+    changes: list[Change] = [
+        visit(1),
+        visit(2),
+        visit(3, "y"),
+        visit(4, open=True),
+        visit(2, "y"),
+        Deleted(1),
+        visit(5, "y"),
+    ]
+    database = apply(read, changes)
+    (found,) = database["visits_by_city"].find()
+    assert found == {
+        "_id": {"city": "y", "at_year": 2025},
+        "visits": 3,
+        "spent": 10,
+        "names": ["n-2", "n-3", "n-5"],
+        "_src": {"by": "visits_by_city"},
+    }
+
+
+def test_what_fits_no_group_is_not_derived() -> None:
+    """A list as a group is refused where a worker would park the document."""
+    with pytest.raises(NotDerived, match="'city', by which rollup 'visits_by_city' groups, is a list"):
+        derive(read, visit(1, ["x"]))
+
+
+def test_what_mongomock_lacks_is_said() -> None:
+    """An accumulator that mongomock does not know is an error with a cure."""
+    others = DerivedCollection("others")
+    best = Rollup("best", over=others, by="city", compute={"best": {"$maxN": {"input": "$spent", "n": 1}}})
+
+    @transform("others")
+    def reading(visit: dict[str, Any]) -> Record:
+        return others.record(visit["_id"], {"city": visit["city"], "spent": visit["spent"]})
+
+    reading.__globals__["best"] = best
+    try:
+        with pytest.raises(EnvironmentFault, match=r"mongomock cannot compute rollup 'best'.*a real MongoDB"):
+            apply(reading, [visit(1)])
+    finally:
+        del reading.__globals__["best"]
