@@ -72,6 +72,11 @@ class CatchUp:
         """Microseconds per touched customer."""
         return 1e6 * self.seconds / self.touched
 
+    @property
+    def cpu_per_customer(self) -> float:
+        """Microseconds of CPU time, of worker and server, per touched customer."""
+        return 1e6 * (self.client_cpu + self.server_cpu) / self.touched
+
 
 @dataclass(frozen=True)
 class Size:
@@ -146,7 +151,7 @@ def measure_long_list(plan: Plan, folder: Path) -> Results:
     side, _ = both(plan.modules, folder / "without")
     with _serving(folder) as server, MongoClient[Document](server.uri) as client:
         for cost in long_list.measure(client, server.uri, side, plan.commits):
-            _say(f"{cost.act} one of {cost.items:,} items: {cost.milliseconds:,.0f} ms")
+            _say(f"{cost.act}, {cost.items:,} items: {cost.milliseconds:,.0f} ms")
             results.costs.append(cost)
         results.verified = [verify(side, server.uri, 0)]
     return results
@@ -266,11 +271,16 @@ def _view(runs: Sequence[CatchUp]) -> str:
     of = {(run.side, run.round): run for run in runs}
     rounds = sorted({run.round for run in runs})
     ratios = [of[name, each].rate / of[bare, each].rate for each in rounds]
-    added = [of[name, each].per_customer - of[bare, each].per_customer for each in rounds]
     header = ("the view alone", *(f"round {each}" for each in rounds), "median")
+
+    def added(figure: Callable[[CatchUp], float]) -> Sequence[str]:
+        differences = [figure(of[name, each]) - figure(of[bare, each]) for each in rounds]
+        return [f"{each:,.0f}" for each in (*differences, median(differences))]
+
     rows = [
-        (f"changes/s, {name} / {bare}", *(f"{each:.2f}" for each in ratios), f"{median(ratios):.2f}"),
-        ("µs/touched customer, added", *(f"{each:,.0f}" for each in added), f"{median(added):,.0f}"),
+        (f"changes/s, {name} / {bare}", *(f"{each:.2f}" for each in (*ratios, median(ratios)))),
+        ("µs/touched customer, added", *added(lambda run: run.per_customer)),
+        ("CPU µs/touched customer, added", *added(lambda run: run.cpu_per_customer)),
     ]
     return table(header, rows)
 
@@ -312,6 +322,7 @@ def _long_list(costs: Sequence[Cost]) -> str:
         "ratio",
         "document KB",
         "history KB/commit",
+        "peak MB",
     )
     rows = [
         (
@@ -320,6 +331,7 @@ def _long_list(costs: Sequence[Cost]) -> str:
             *(f"{figure:.1f}" for figure in (each.milliseconds, each.beside)),
             f"{each.milliseconds / each.beside:.2f}",
             *(f"{figure / 1000:,.1f}" for figure in (each.document, each.history)),
+            f"{each.peak_mb:,.0f}",
         )
         for each in costs
     ]

@@ -12,7 +12,7 @@ from pymongo.database import Database
 
 from benchmarks import process
 from benchmarks.shop import Shop
-from benchmarks.sides import Side
+from benchmarks.sides import VIEW, Side
 from benchmarks.workload import RAW, Document
 from distributary.errors import Failed
 
@@ -28,7 +28,8 @@ PER_CUSTOMER = 100_000
 READY_SECONDS, SHOWN_SECONDS = 600.0, 30.0
 POLL_SECONDS, LOOK_SECONDS = 0.0005, 0.1
 
-ACTS = ("add", "replace", "remove")
+#: What is done in turns, so that a list has its length again after all of them.
+ACTS = ("append", "remove the last", "insert between", "remove between", "replace")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Cost:
     """What a commit of one kind takes with so many items: milliseconds from the write until it is seen in the view.
 
     `beside` is the same for the short list, in the same minute; `document` is the size of the view's document and
-    `history` what the commit adds to the server's history, both in bytes.
+    `history` what the commit adds to the server's history, both in bytes. `peak_mb` is the worker's until then.
     """
 
     items: int
@@ -46,6 +47,7 @@ class Cost:
     beside: float
     document: int
     history: int
+    peak_mb: float
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ class Customer:
         numbers = range(self._first, self._first + 2 * self.items, 2)
         self._raw["orders"].insert_many([self._shop.order(number, self.key) for number in numbers])
 
-    def add(self) -> Callable[[], object]:
-        """Give the insert of an order that belongs somewhere among the others."""
-        self._added = self._any() + 1
-        made = self._shop.order(self._added, self.key)
+    def add(self, number: int) -> Callable[[], object]:
+        """Give the insert of an order."""
+        self._added = number
+        made = self._shop.order(number, self.key)
         return lambda: self._raw["orders"].insert_one(made)
 
     def replace(self) -> Callable[[], object]:
@@ -94,8 +96,11 @@ class Customer:
 
     def act(self, name: str) -> Callable[[], object]:
         """Give the write of an act, which is made ready."""
-        acts = {"add": self.add, "replace": self.replace, "remove": self.remove}
-        return acts[name]()
+        if name == "replace":
+            return self.replace()
+        if name.startswith("remove"):
+            return self.remove()
+        return self.add(self._first + 2 * self.items if name == "append" else self._any() + 1)
 
     def _any(self) -> int:
         return self._first + 2 * self._rng.randrange(self.items)
@@ -105,7 +110,7 @@ class View:
     """What is seen of customers in the derived database."""
 
     def __init__(self, client: MongoClient[Document], derived: str) -> None:
-        self._customers = client[derived]["customer"]
+        self._customers = client[derived][VIEW]
         self._history = client["local"]["oplog.rs"]
 
     def await_items(self, customers: Sequence[Customer], seconds: float) -> None:
@@ -156,14 +161,14 @@ def measure(client: MongoClient[Document], uri: str, side: Side, commits: int) -
         customer.load()
     view = View(client, side.derived)
     command = process.python("-m", "distributary", "run")
-    with process.running(command, side.environment(uri)):
+    with process.running(command, side.environment(uri)) as pid:
         view.await_items(customers, READY_SECONDS)
         for customer in customers[1:]:
-            yield from _costs(view, customer, customers[0], commits)
+            yield from _costs(view, customer, customers[0], commits, pid)
         view.await_items(customers, SHOWN_SECONDS)
 
 
-def _costs(view: View, customer: Customer, short: Customer, commits: int) -> Iterator[Cost]:
+def _costs(view: View, customer: Customer, short: Customer, commits: int, worker: int) -> Iterator[Cost]:
     """Change a long list and the short one in turns."""
     document = view.size(customer.key)
     found: dict[tuple[str, str], list[Commit]] = {}
@@ -182,6 +187,7 @@ def _costs(view: View, customer: Customer, short: Customer, commits: int) -> Ite
             _middle(found[short.key, act][WARM_UP:]),
             document,
             int(median(each.history for each in long)),
+            process.peak_mb(worker),
         )
 
 
