@@ -40,6 +40,11 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
+def surroundings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Give this process's environment and more, in which the code of this checkout is what is imported."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))), **environment}
+
+
 def cpu_seconds(pid: int) -> float:
     """Give the CPU time, user and system, that a process has used until now."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -109,8 +114,9 @@ def running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[
 def _start(
     command: Sequence[str], environment: Mapping[str, str], output: IO[str]
 ) -> subprocess.Popen[bytes]:
-    path = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.Popen(command, cwd=ROOT, env=path, stdout=output, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=surroundings(environment), stdout=output, stderr=subprocess.STDOUT
+    )
 
 
 def _follow(process: subprocess.Popen[bytes], deadline: float) -> tuple[int, resource.struct_rusage, float]:

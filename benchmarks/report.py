@@ -213,8 +213,13 @@ def text(about: Mapping[str, str], results: Results) -> str:
 
 def save(about: Mapping[str, str], results: Results) -> Path:
     """Write the result as JSON, every run in it, and as Markdown; gives the Markdown file."""
+    return keep(about, text(about, results), asdict(results))
+
+
+def keep(about: Mapping[str, str], shown: str, runs: Mapping[str, object], name: str = "") -> Path:
+    """Write what is shown as Markdown and the runs as JSON; `name` is what was measured."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{about['taken'][:19].replace(':', '')}.md"
-    path.write_text(f"# Benchmark of {about['taken']}\n\n{text(about, results)}")
-    path.with_suffix(".json").write_text(json.dumps({"about": about, **asdict(results)}, indent=1) + "\n")
+    path = RESULTS / f"{about['taken'][:19].replace(':', '')}{name and f'-{name}'}.md"
+    path.write_text(f"# Benchmark of {about['taken']}\n\n{shown}")
+    path.with_suffix(".json").write_text(json.dumps({"about": about, **runs}, indent=1) + "\n")
     return path

@@ -1,7 +1,7 @@
 """A private mongod per run, started on a copy of a pre-loaded folder."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -29,9 +29,9 @@ class Template(NamedTuple):
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Server]:
-    """Run a primary on the folder and shut it down cleanly."""
-    with EmbeddedMongo(folder, arguments=["--wiredTigerCacheSizeGB", str(CACHE_GB)]) as mongo:
+def serve(folder: Path, options: Sequence[str] = ()) -> Iterator[Server]:
+    """Run a primary on the folder, with more options of `mongod`, and shut it down cleanly."""
+    with EmbeddedMongo(folder, arguments=["--wiredTigerCacheSizeGB", str(CACHE_GB), *options]) as mongo:
         yield Server(mongo.uri, mongo.members[0].pid)
 
 

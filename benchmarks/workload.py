@@ -19,7 +19,7 @@ class Operation(NamedTuple):
     """One operation on an order: `document` is what to insert or the fields to set, None to delete."""
 
     kind: Literal["insert", "update", "delete"]
-    key: ObjectId
+    key: ObjectId | int
     document: Document | None
 
 
