@@ -133,8 +133,10 @@ class _Loading:
     def registry(self) -> Registry:
         """Build the registry; raises `ConfigurationError` with the faults of all modules and its own."""
         found = self.check()
-        if not any(module.transforms for module in found):
-            raise ConfigurationError([Fault(KEY, "there is no transform in any module.", _WRITE_ONE)])
+        if not any(module.transforms or module.triggers for module in found):
+            raise ConfigurationError(
+                [Fault(KEY, "there is no transform in any module, and no trigger.", _WRITE_ONE)]
+            )
         return build(found)
 
     def check(self) -> list[Found]:

@@ -39,7 +39,7 @@ def command(
     """
     config = open_config(config_path)
     plugged = registry(config)
-    chosen = plugged.only(names, "--transform").transforms
+    chosen = plugged.only_transforms(names).transforms
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         with progress("Comparing", unit="documents and records", as_json=as_json) as bar:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import CellType
 
 from distributary.derive.fingerprint import Module, Resolve, code_of, collections_in, marks, parsed
-from distributary.derive.found import Declared, Found, Marked
+from distributary.derive.found import Declared, Found, Marked, MarkedTrigger
 from distributary.derive.records import DerivedCollection
 from distributary.derive.transform import MARK, Mark
+from distributary.derive.trigger import TRIGGER_MARK, TriggerMark
 from distributary.errors import Fault
 
 _IMPORT = (ast.Import, ast.ImportFrom)
@@ -21,9 +22,17 @@ def collect(modules: Sequence[Module], helpers: Iterable[Module], resolve: Resol
     collection whose module is none of these belongs to the transform module that imports it.
     """
     own = [
-        Found(module.name, tuple(_marked(module, resolve)), tuple(_declared(module))) for module in modules
+        Found(
+            module.name,
+            tuple(_marked(module, resolve)),
+            tuple(_declared(module)),
+            tuple(_triggers(module, resolve)),
+        )
+        for module in modules
     ]
-    named = {id(item) for found in own for marked in found.transforms for item in marked.code.collections}
+    codes = [marked.code for found in own for marked in found.transforms]
+    codes += [marked.code for found in own for marked in found.triggers]
+    named = {id(item) for code in codes for item in code.collections}
     beside = [
         Found(module.name, (), tuple(item for item in _declared(module) if id(item.collection) in named))
         for module in helpers
@@ -34,7 +43,7 @@ def collect(modules: Sequence[Module], helpers: Iterable[Module], resolve: Resol
 
 
 def hidden(module: Module) -> Iterator[Fault]:
-    """Give a fault for each transform that a later function of the same name in its module hides."""
+    """Give a fault for each transform or trigger that a later function of the same name in its module hides."""
     last: dict[str, int] = {}
     for statement in reversed(parsed(module.source).body):
         if isinstance(statement, ast.FunctionDef):
@@ -45,7 +54,9 @@ def hidden(module: Module) -> Iterator[Fault]:
 
 def _hidden(place: str, name: str, line: int) -> Fault:
     return Fault(
-        place, f"transform {name!r} is hidden by the function {name!r} in line {line}.", "Rename one."
+        place,
+        f"transform or trigger {name!r} is hidden by the function {name!r} in line {line}.",
+        "Rename one.",
     )
 
 
@@ -54,8 +65,8 @@ def _is_marked(statement: ast.FunctionDef, module: Module) -> bool:
 
 
 def has_marks(values: Iterable[object]) -> bool:
-    """Tell whether any of a module's values is marked as a transform."""
-    return any(mark_of(value) for value in values)
+    """Tell whether any of a module's values is marked as a transform or a trigger."""
+    return any(mark_of(value) or trigger_mark_of(value) for value in values)
 
 
 def reachable(function: object) -> Iterator[DerivedCollection]:
@@ -71,6 +82,31 @@ def mark_of(value: object) -> Mark | None:
     """Give what `@transform` left on a value, None where it left nothing."""
     mark = inspect.getattr_static(value, MARK, None)
     return mark if isinstance(mark, Mark) else None
+
+
+def trigger_mark_of(value: object) -> TriggerMark | None:
+    """Give what `@trigger` left on a value, None where it left nothing."""
+    mark = inspect.getattr_static(value, TRIGGER_MARK, None)
+    return mark if isinstance(mark, TriggerMark) else None
+
+
+def _triggers(module: Module, resolve: Resolve) -> Iterator[MarkedTrigger]:
+    seen: set[int] = set()
+    for line, name in _lines(
+        module, [name for name, value in module.values.items() if trigger_mark_of(value)]
+    ):
+        value = module.values[name]
+        mark = trigger_mark_of(value)
+        if mark and id(value) not in seen and _defines(module, name):
+            seen.add(id(value))
+            code = code_of(module, name, mark.source, resolve)
+            before = any(map(_reads_before, module.bindings.get(name, ())))
+            yield MarkedTrigger(mark, value, f"{module.file}:{line}", code, before)
+
+
+def _reads_before(statement: ast.stmt) -> bool:
+    """Whether a statement names the attribute that holds a change's pre-image."""
+    return any(isinstance(node, ast.Attribute) and node.attr == "before" for node in ast.walk(statement))
 
 
 def _marked(module: Module, resolve: Resolve) -> Iterator[Marked]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from distributary.derive.names import bound, changed, dotted, imported_as, is_main_guard, used
 from distributary.derive.records import DerivedCollection
 from distributary.derive.transform import transform
+from distributary.derive.trigger import trigger
 
 #: Fields of the syntax tree that follow from others or are no code.
 _IGNORED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
@@ -267,8 +268,8 @@ def _essence(tree: ast.Module, values: Mapping[str, Any]) -> list[ast.stmt]:
 
 
 def marks(decorator: ast.expr, values: Mapping[str, Any]) -> bool:
-    """Tell whether a decorator is `@transform(...)`, under whatever name it was imported."""
-    return isinstance(decorator, ast.Call) and _named(decorator.func, values) is transform
+    """Tell whether a decorator is `@transform(...)` or `@trigger(...)`, under whatever name it was imported."""
+    return isinstance(decorator, ast.Call) and _named(decorator.func, values) in (transform, trigger)
 
 
 def _makes_collection(call: ast.Call, values: Mapping[str, Any]) -> bool:

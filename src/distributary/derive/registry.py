@@ -1,13 +1,14 @@
 """The registry: which transforms and derived collections there are, immutable and free of faults."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
-from distributary.derive.found import Declared, Found, Marked, all_declared, faults, index_keys
+from distributary.derive.found import Declared, Found, Marked, MarkedTrigger, all_declared, faults, index_keys
 from distributary.derive.records import DerivedCollection
 from distributary.derive.transform import Transform
+from distributary.derive.trigger import Trigger
 from distributary.errors import ConfigurationError, Fault
 
 __all__ = ["Declared", "Found", "Marked", "Registry", "build", "faults", "index_keys"]
@@ -18,7 +19,8 @@ class Registry:
     """Transforms by name, derived collections by name, and the transforms of each source collection.
 
     `sources` is sorted; `places` tells where a derived collection is declared. `declared` are the names of all derived
-    collections, also of those that no chosen transform names. Made by `build`.
+    collections, also of those that no chosen transform names. What triggers fill is among the `collections`, and what
+    they read is not among the `sources`. Made by `build`.
     """
 
     transforms: Mapping[str, Transform]
@@ -27,22 +29,43 @@ class Registry:
     sources: tuple[str, ...]
     places: Mapping[str, str]
     declared: frozenset[str]
+    triggers: Mapping[str, Trigger] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def audited(self) -> frozenset[str]:
+        """The derived collections that triggers fill: they cannot be recomputed."""
+        return frozenset[str]().union(*(each.collections for each in self.triggers.values()))
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The source collections of transforms and triggers, sorted."""
+        return tuple(sorted({*self.sources, *(each.source for each in self.triggers.values())}))
 
     def only(self, names: Iterable[str], place: str = "worker.only") -> "Registry":
-        """Give the registry of these transforms and the collections that they name; of no names, itself.
+        """Give the registry of these transforms and triggers and the collections that they name; of no names, itself.
 
         Raises `ConfigurationError` with a fault at `place` for every name that is unknown.
         """
         wanted = frozenset(names)
-        faults = [_unknown(name, self.transforms, place) for name in sorted(wanted - self.transforms.keys())]
+        known = {*self.transforms, *self.triggers}
+        faults = [_unknown(name, known, place) for name in sorted(wanted - known)]
         if faults:
             raise ConfigurationError(faults)
         if not wanted:
             return self
         chosen = [transform for name, transform in self.transforms.items() if name in wanted]
-        named = frozenset[str]().union(*(transform.collections for transform in chosen))
+        triggers = [each for name, each in self.triggers.items() if name in wanted]
+        functions: list[Transform | Trigger] = [*chosen, *triggers]
+        named = frozenset[str]().union(*(each.collections for each in functions))
         declared = [item for item in self._declared() if item.collection.name in named]
-        return replace(_registry(chosen, declared), declared=self.declared)
+        return replace(_registry(chosen, declared, triggers), declared=self.declared)
+
+    def only_transforms(self, names: Iterable[str], place: str = "--transform") -> "Registry":
+        """Do what `only` does for what is to be derived: a trigger has nothing that could be derived again."""
+        reacting = [name for name in sorted(set(names)) if name in self.triggers]
+        if reacting:
+            raise ConfigurationError([_not_derived(name, place) for name in reacting])
+        return self.only(names, place)
 
     def owners_of(self, collection: str) -> frozenset[str]:
         """Give the names of the transforms whose code names a derived collection."""
@@ -52,12 +75,13 @@ class Registry:
 
     def check_loop(self, *, source_db_is_derived_db: bool) -> None:
         """Raise `ConfigurationError` when what transforms write would be read again as a source."""
-        both = [name for name in self.collections if name in self.by_source]
+        both = [name for name in self.collections if name in self.read]
         if source_db_is_derived_db and both:
             raise ConfigurationError([self._loop(name) for name in both])
 
     def _loop(self, name: str) -> Fault:
-        readers = ", ".join(repr(transform.name) for transform in self.by_source[name])
+        functions: list[Transform | Trigger] = [*self.transforms.values(), *self.triggers.values()]
+        readers = ", ".join(repr(each.name) for each in functions if each.source == name)
         return Fault(
             self.places[name],
             f"derived collection {name!r} has the database and the name of what {readers} reads: a loop.",
@@ -73,7 +97,8 @@ def build(found: Sequence[Found]) -> Registry:
     if wrong := faults(found):
         raise ConfigurationError(wrong)
     transforms = [transform_of(marked) for module in found for marked in module.transforms]
-    return _registry(transforms, all_declared(found))
+    triggers = [trigger_of(marked) for module in found for marked in module.triggers]
+    return _registry(transforms, all_declared(found), triggers)
 
 
 def transform_of(marked: Marked) -> Transform:
@@ -83,7 +108,26 @@ def transform_of(marked: Marked) -> Transform:
     return Transform(mark.name, mark.source, marked.function, marked.code.fingerprint, names, marked.place)
 
 
-def _registry(transforms: Sequence[Transform], declared: Sequence[Declared]) -> Registry:
+def trigger_of(marked: MarkedTrigger) -> Trigger:
+    """Give the trigger that a marked function is."""
+    mark, code = marked.mark, marked.code
+    return Trigger(
+        mark.name,
+        mark.source,
+        marked.function,
+        code.fingerprint,
+        frozenset(collection.name for collection in code.collections),
+        marked.place,
+        mark.operations,
+        mark.match,
+        mark.project,
+        marked.reads_before,
+    )
+
+
+def _registry(
+    transforms: Sequence[Transform], declared: Sequence[Declared], triggers: Sequence[Trigger]
+) -> Registry:
     sources = tuple(sorted({transform.source for transform in transforms}))
     by_source = {
         source: tuple(transform for transform in transforms if transform.source == source)
@@ -96,6 +140,15 @@ def _registry(transforms: Sequence[Transform], declared: Sequence[Declared]) -> 
         sources=sources,
         places=MappingProxyType({item.collection.name: item.place for item in declared}),
         declared=frozenset(item.collection.name for item in declared),
+        triggers=MappingProxyType({each.name: each for each in triggers}),
+    )
+
+
+def _not_derived(name: str, place: str) -> Fault:
+    return Fault(
+        place,
+        f"{name!r} is a trigger: it yields effects of changes, and has no records to derive, compare or build anew.",
+        "Name transforms. Changes that a trigger failed for are tried again by `distributary dead-letters retry`.",
     )
 
 
