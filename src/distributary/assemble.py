@@ -23,6 +23,7 @@ from distributary.engine.precedence import Precedence
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.engine.slow import Slow
 from distributary.engine.tenure import Tenure
+from distributary.engine.triggers import Triggers
 from distributary.engine.worker import Goal, Parts, Settings, Worker
 from distributary.errors import LeaseLost
 from distributary.operate.positions import start_of
@@ -33,6 +34,7 @@ from distributary.sink.collections import Indexes, prepare
 from distributary.sink.mongo import MongoSink
 from distributary.sink.shelf import MongoShelf
 from distributary.source import deployment
+from distributary.source.changes import ChangeStream
 from distributary.source.documents import Documents
 from distributary.source.stream import Stream
 from distributary.state import BEGINNING, Checkpoint
@@ -40,6 +42,7 @@ from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from distributary.store.lease import Holder, Lease
 from distributary.store.letters import Letters
+from distributary.store.outbox import MongoOutbox
 
 logger = log.get_logger()
 
@@ -195,7 +198,7 @@ class Assembled:
             {"derived": self.databases.derived, "state": self.databases.state},
         )
         deployment.refuse_loop(self.databases.raw, written)
-        deployment.refuse_unsuitable(self.databases.raw, self.registry.sources)
+        deployment.refuse_unsuitable(self.databases.raw, self.registry.read)
         return Wanted(
             worker=worker.name,
             transforms=self.registry.transforms,
@@ -224,6 +227,25 @@ class Assembled:
             shelf=MongoShelf(databases.derived, self._indexes()),
             draw=lambda: token_hex(4),
             told=lambda documents: self.slow.over(self.commits.behind(documents)),
+            triggers=self._triggers(),
+        )
+
+    def _triggers(self) -> Triggers | None:
+        """Give what follows changes for triggers, if there are any."""
+        plugged, worker, databases = self.registry.triggers, self.config.worker, self.databases
+        if not plugged:
+            return None
+        return Triggers(
+            plugged=plugged,
+            new_source=lambda: ChangeStream(
+                databases.raw,
+                list(plugged.values()),
+                batch_changes=worker.batch_changes,
+                batch_bytes=worker.batch_bytes,
+            ),
+            outbox=MongoOutbox(databases.state, worker.name),
+            max_effects=worker.max_records,
+            start=Start() if worker.start == "backfill" else start_of(worker.start, databases.raw),
         )
 
     def _prepare(self) -> None:
@@ -231,6 +253,8 @@ class Assembled:
         prepare(self.databases.derived, self._indexes().items())
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
+        if self.registry.triggers:
+            MongoOutbox(self.databases.state, self.config.worker.name).prepare()
 
     def _indexes(self) -> dict[str, Indexes]:
         """Give the indexes of each declared collection."""

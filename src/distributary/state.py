@@ -66,6 +66,31 @@ class Rebuilding:
     swapping: bool = False
 
 
+class Gap(NamedTuple):
+    """A range of time whose changes no trigger has seen."""
+
+    since: Timestamp
+    until: Timestamp
+
+
+#: Gaps that a checkpoint remembers, the latest ones.
+GAPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerStream:
+    """How far the stream of the triggers is, with which filter, and what it never saw."""
+
+    position: Position
+    filter: str
+    gaps: tuple[Gap, ...] = ()
+
+    def lost(self, position: Position, filter_: str) -> "TriggerStream":
+        """Give the stream as it goes on at the present, with the gap before it."""
+        since, until = sorted((self.position.time, position.time))
+        return TriggerStream(position, filter_, (*self.gaps, Gap(since, until))[-GAPS:])
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """How far a worker is, and of what.
@@ -73,7 +98,7 @@ class Checkpoint:
     `ahead` is the newest cluster time that committed records may show: jobs and late reads show states that
     the stream reaches later. `watched` are the collections that the stream's filter names. `detached` are
     the source collections that were dropped or renamed away, with the time of it. `revision` counts the
-    commits: each one writes over the one before it or fails.
+    commits: each one writes over the one before it or fails. `triggers` is None until the worker has triggers.
     """
 
     worker: str
@@ -86,6 +111,7 @@ class Checkpoint:
     detached: Mapping[str, Timestamp] = field(default_factory=dict)
     revision: int = 0
     rebuilding: Rebuilding | None = None
+    triggers: TriggerStream | None = None
 
     @property
     def shadows(self) -> Mapping[str, str]:
@@ -111,11 +137,12 @@ class Checkpoint:
 
 
 class LetterKind(StrEnum):
-    """Why a document is parked."""
+    """Why a document is parked, or a change that a trigger failed for; `waiting` is one behind such a change."""
 
     FAILED = "failed"
     CONTESTED = "contested"
     REFUSED = "refused"
+    WAITING = "waiting"
 
 
 class LetterKey(NamedTuple):
@@ -130,7 +157,8 @@ class Letter:
     """A document that could not be derived, with everything needed to repair it.
 
     `waits_for` is the (derived collection, key) that another document owns; `due` says that it is worth
-    trying again now.
+    trying again now. A trigger's letter has the `change`, as `Seen.content` does, and is keyed by the document's key
+    and the change's position.
     """
 
     transform: str
@@ -143,6 +171,7 @@ class Letter:
     fingerprint: str
     waits_for: tuple[str, Any] | None = None
     due: bool = False
+    change: Mapping[str, Any] | None = None
 
 
 #: The stage of a rebuild in which it can no longer be cancelled.

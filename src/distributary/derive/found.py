@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from bson import encode
+from bson.errors import BSONError
+
+from distributary.change import CODEC
 from distributary.derive.fingerprint import Code
 from distributary.derive.records import ENGINE_FIELD, DerivedCollection
 from distributary.derive.transform import Function, Mark
@@ -247,7 +251,20 @@ def _trigger_faults(marked: MarkedTrigger) -> Iterator[Fault]:
                 f"{name}: {option} is {value!r:.80}, not a dict with something in it.",
                 'Write it over the change as MongoDB reports it: {"fullDocument.state": ...}, or leave it out.',
             )
+        elif value is not None and (problem := _encoding_problem(value)):
+            yield Fault(
+                place, f"{name}: {option} cannot be written as BSON: {problem}.", "Use BSON values only."
+            )
     yield from _projection_faults(place, name, marked.mark.project)
+
+
+def _encoding_problem(value: Mapping[str, Any]) -> str:
+    """Say why this cannot be sent to a server; empty if it can."""
+    try:
+        encode(value, codec_options=CODEC)
+    except (BSONError, UnicodeError, TypeError, OverflowError, RecursionError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _projection_faults(place: str, name: str, project: object) -> Iterator[Fault]:

@@ -113,6 +113,20 @@ class Committer:
         self._unswept: set[str] = set()
 
     @property
+    def stores(self) -> Stores:
+        """What survives a restart."""
+        return self._stores
+
+    @property
+    def fence(self) -> int:
+        """The fence under which everything is committed."""
+        return self._fence
+
+    def check(self, changes: int, letters: Sequence[Letter]) -> None:
+        """Count changes and those of them that failed; raises `TooManyDeadLetters`."""
+        self._breaker.check(changes, letters)
+
+    @property
     def parked(self) -> int:
         """The number of documents that are parked."""
         return len(self._parked)

@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 
 from bson import encode
 from bson.binary import Binary
+from bson.codec_options import CodecOptions
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from pymongo import DeleteMany, DeleteOne, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.change import CODEC, Position
+from distributary.change import CODEC, Position, decoded, identity
+from distributary.derive.trigger import Seen
+from distributary.ports import ParkedChange
 from distributary.state import Letter, LetterKey, LetterKind, ParkedLetter
 
 LETTERS = "dead_letters"
@@ -26,6 +30,9 @@ TRACEBACK_CHARACTERS = 20_000
 
 #: Hexadecimal digits of a letter's short id.
 ID_DIGITS = 12
+
+
+_RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
 class StoredLetter(NamedTuple):
@@ -129,6 +136,18 @@ class Letters:
         if deletes:
             self._collection.bulk_write(deletes, session=session)
 
+    def changes(self, trigger: str, keys: Sequence[Any] = ()) -> list[ParkedChange]:
+        """Give the changes that are parked for a trigger, in the source's order.
+
+        Those of the documents of these keys, with their content; without keys those of all documents, without it.
+        """
+        query: dict[str, Any] = {"worker": self._worker, "transform": trigger, "change": {"$ne": None}}
+        wanted = {identity(_storable(key)) for key in keys}
+        shown = {} if keys else {"change.document": 0, "change.before": 0, "change.updated": 0}
+        found = self._collection.with_options(_RAW).find(query, shown or None).sort("position.token", 1)
+        parked = (_parked_change(each) for each in found)
+        return [each for each in parked if not keys or identity(each.seen.of["key"]) in wanted]
+
     def release(self, places: Iterable[tuple[str, Any]], session: ClientSession) -> int:
         """Mark the contested documents that wait for these (derived collection, key) as due; gives their number."""
         waited = [{"collection": collection, "key": key} for collection, key in places]
@@ -157,6 +176,7 @@ class Letters:
             "fingerprint": letter.fingerprint,
             "waits_for": waits,
             "due": letter.due,
+            "change": letter.change,
         }
         literal = {name: {"$literal": value} for name, value in fields.items()}
         counted = {
@@ -165,6 +185,21 @@ class Letters:
             "last_at": "$$NOW",
         }
         return UpdateOne({"_id": long_id}, [{"$set": literal | counted}], upsert=True)
+
+
+def _parked_change(document: RawBSONDocument) -> ParkedChange:
+    """Read a change as it was kept; its content stays in BSON, whatever of it nothing encodes."""
+    read = decoded(bytes(document.raw))
+    position = read["position"]
+    seen = Seen(
+        read["transform"],
+        read["source"],
+        read["key"]["key"] if "key" in read["key"] else read["key"],
+        position["time"],
+        position["token"],
+        document["change"].raw,
+    )
+    return ParkedChange(seen, LetterKind(read["kind"]), read["due"])
 
 
 def _long_id(worker: str, transform: str, key: Any) -> dict[str, Any]:
@@ -208,4 +243,5 @@ def letter(document: dict[str, Any]) -> Letter:
         fingerprint=document["fingerprint"],
         waits_for=waits and (waits["collection"], waits["key"]),
         due=document["due"],
+        change=document.get("change"),
     )

@@ -1,0 +1,304 @@
+"""Triggers on a real MongoDB: what they are called for, what comes of it, and that it comes once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import Timestamp
+
+from distributary.errors import ConfigurationError, PositionLost
+from tests.conftest import Databases, eventually
+from tests.harness import ORDERS, Harness
+
+#: Every change of a form leaves a record, keyed by its position.
+AUDIT = """
+    from distributary import DerivedCollection, Publish, trigger
+
+    audit = DerivedCollection("audit", indexes=["form"])
+
+    @trigger("forms"{options})
+    def changed(change):
+        yield audit.record(change.position, {{
+            "form": change.key, "operation": change.operation, "at": change.at,
+            "document": change.document, "before": change.before,
+            "updated": dict(change.updated), "removed": list(change.removed),
+        }})
+        yield Publish("forms", {{"form": change.key}}, ordering_key=str(change.key))
+"""
+
+#: A second trigger on the same collection, whose match overlaps with the first one's.
+OVERLAP = """
+    from distributary import DerivedCollection, trigger
+
+    hits = DerivedCollection("hits")
+
+    @trigger("forms", operations=["insert", "update"], match={"fullDocument.n": {"$gte": 2}})
+    def large(change):
+        yield hits.record({"by": "large", "at": change.position}, {"n": change.document["n"]})
+
+    @trigger("forms", operations=["update", "delete"], match={"$or": [
+        {"fullDocument.n": {"$lte": 3}}, {"operationType": "delete"}]})
+    def small(change):
+        yield hits.record({"by": "small", "at": change.position}, {"n": change.document and change.document["n"]})
+"""
+
+
+def audited(options: str = "") -> dict[str, str]:
+    """Give the audit module, with options for its trigger."""
+    return {"audit": AUDIT.format(options=options)}
+
+
+@pytest.fixture
+def harness(databases: Databases, tmp_path: Path) -> Harness:
+    """Give a worker with an audit trail of forms, that has run."""
+    harness = Harness(databases, tmp_path / "modules", audited())
+    harness.catch_up()
+    return harness
+
+
+def with_images(harness: Harness) -> None:
+    """Let the source keep images of forms."""
+    harness.databases.raw.create_collection("forms", changeStreamPreAndPostImages={"enabled": True})
+
+
+def trail(harness: Harness) -> list[dict[str, Any]]:
+    """Give the audit trail in the order of the changes."""
+    return list(harness.databases.derived.audit.find().sort("_id", 1))
+
+
+def operations(harness: Harness) -> list[tuple[Any, str]]:
+    """Give who changed, and how, in order."""
+    return [(each["form"], each["operation"]) for each in trail(harness)]
+
+
+def test_images_before_and_after(harness: Harness) -> None:
+    """With images, every change shows the document as it was before and after it, whatever came later."""
+    with_images(harness)
+    forms = harness.databases.raw.forms
+    forms.insert_one({"_id": 1, "n": 1, "gone": 1})
+    forms.update_one({"_id": 1}, {"$set": {"n": 2}, "$unset": {"gone": 1}})
+    forms.replace_one({"_id": 1}, {"n": 3})
+    forms.delete_one({"_id": 1})
+    harness.catch_up()
+    inserted, updated, replaced, deleted = trail(harness)
+    assert (inserted["document"], inserted["before"]) == ({"_id": 1, "n": 1, "gone": 1}, None)
+    assert (updated["document"], updated["before"]) == ({"_id": 1, "n": 2}, {"_id": 1, "n": 1, "gone": 1})
+    assert (updated["updated"], updated["removed"]) == ({"n": 2}, ["gone"])
+    assert (replaced["document"], replaced["before"]) == ({"_id": 1, "n": 3}, {"_id": 1, "n": 2})
+    assert (deleted["document"], deleted["before"]) == (None, {"_id": 1, "n": 3})
+    assert deleted["_src"]["key"] == {"key": 1, "position": deleted["_id"]}
+
+
+def test_without_images_an_update_shows_the_latest(harness: Harness) -> None:
+    """Without images, an update shows the document as it is now and none before; a deleted one is not there."""
+    forms = harness.databases.raw.forms
+    forms.insert_many([{"_id": 1, "n": 1}, {"_id": 2, "n": 1}])
+    forms.update_one({"_id": 1}, {"$set": {"n": 2}})
+    forms.update_one({"_id": 1}, {"$set": {"n": 3}})
+    forms.update_one({"_id": 2}, {"$set": {"n": 2}})
+    forms.delete_one({"_id": 2})
+    harness.catch_up()
+    found = {(each["form"], each["updated"].get("n")): each for each in trail(harness)}
+    assert found[1, 2]["document"] == found[1, 3]["document"] == {"_id": 1, "n": 3}
+    assert found[2, 2]["document"] is None
+    assert {each["before"] for each in found.values()} == {None}
+
+
+def test_events_lie_in_the_outbox(harness: Harness) -> None:
+    """What is published waits in the outbox, in the order of the changes, with its key and its attributes."""
+    harness.databases.raw.forms.insert_many([{"_id": n} for n in range(3)])
+    harness.catch_up()
+    found = list(harness.databases.state.outbox.find().sort("_id", 1))
+    assert [each["data"] for each in found] == [{"form": 0}, {"form": 1}, {"form": 2}]
+    assert [each["ordering_key"] for each in found] == ["0", "1", "2"]
+    assert {each["topic"] for each in found} == {"forms"}
+    assert [each["position"] for each in found] == [each["_id"] for each in trail(harness)]
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_overlapping_matches_are_decided_by_the_server(
+    databases: Databases,
+    tmp_path: Path,
+    images: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
+    """Two triggers on one collection are each called for what they match, for nothing else, and both where both do."""
+    harness = Harness(databases, tmp_path / "modules", {"hits": OVERLAP})
+    harness.catch_up()
+    if images:
+        with_images(harness)
+    forms = databases.raw.forms
+    forms.insert_many([{"_id": n, "n": n} for n in range(6)])
+    forms.update_many({}, {"$set": {"touched": 1}})
+    forms.delete_many({"_id": {"$gte": 5}})
+    harness.catch_up()
+    found = [(each["_id"]["by"], each["n"]) for each in databases.derived.hits.find().sort("_id.at", 1)]
+    inserts = [("large", n) for n in range(2, 6)]
+    updates = [("large", n) for n in (2, 3, 4)] + [("small", n) for n in (0, 1, 2, 3)]
+    assert sorted(map(str, found)) == sorted(
+        map(str, [*inserts, *updates, *([("large", 5)] if images else []), ("small", None)])
+    )
+
+
+def test_a_projection_is_applied_by_the_server(databases: Databases, tmp_path: Path) -> None:
+    """A trigger sees of the documents what it projects; its key and its position are there in any case."""
+    modules = audited(', operations=["insert", "delete"], project={"fullDocument.n": 1, "_id": 0}')
+    harness = Harness(databases, tmp_path / "modules", modules)
+    harness.catch_up()
+    databases.raw.forms.insert_one({"_id": 1, "n": 1, "secret": "s"})
+    databases.raw.forms.delete_one({"_id": 1})
+    harness.catch_up()
+    inserted, deleted = trail(harness)
+    assert inserted["document"] == {"n": 1}
+    assert (deleted["form"], deleted["document"]) == (1, None)
+
+
+def test_projections_of_several_triggers(databases: Databases, tmp_path: Path) -> None:
+    """Triggers of one collection with projections of their own, for updates as well, each see what they asked for."""
+    modules = {
+        "one": AUDIT.format(options=', project={"fullDocument.n": 1, "operationType": 1}'),
+        "two": AUDIT.format(options=', project={"fullDocument.n": 0, "updateDescription": 0}')
+        .replace('"audit"', '"second"')
+        .replace("def changed", "def other"),
+    }
+    harness = Harness(databases, tmp_path / "modules", modules)
+    harness.catch_up()
+    databases.raw.forms.insert_one({"_id": 1, "n": 1, "m": 1})
+    databases.raw.forms.update_one({"_id": 1}, {"$set": {"n": 2, "m": 2}})
+    harness.catch_up()
+    assert [each["document"] for each in trail(harness)] == [{"n": 1}, {"n": 2}]
+    second = list(databases.derived.second.find().sort("_id", 1))
+    assert [each["document"] for each in second] == [{"_id": 1, "m": 1}, {"_id": 1, "m": 2}]
+    assert [each["updated"] for each in second] == [{}, {}]
+
+
+def test_existing_documents_call_no_trigger(databases: Databases, tmp_path: Path) -> None:
+    """A trigger begins at the present: what happened before its worker first ran is no change that it sees."""
+    databases.raw.forms.insert_one({"_id": 1})
+    harness = Harness(databases, tmp_path / "modules", audited())
+    harness.catch_up()
+    databases.raw.forms.insert_one({"_id": 2})
+    harness.catch_up()
+    assert operations(harness) == [(2, "insert")]
+
+
+def test_the_stream_goes_on_after_a_restart(harness: Harness) -> None:
+    """What changed while no worker ran is seen by the next one, once and in order."""
+    forms = harness.databases.raw.forms
+    for n in range(3):
+        forms.insert_one({"_id": n})
+        harness.catch_up()
+        forms.update_one({"_id": n}, {"$set": {"n": n}})
+        forms.delete_one({"_id": n})
+    harness.catch_up()
+    assert operations(harness) == [(n, each) for n in range(3) for each in ("insert", "update", "delete")]
+
+
+def test_a_changed_filter_misses_and_repeats_nothing(harness: Harness) -> None:
+    """With another match or another trigger the stream goes on behind what was seen, also within one cluster time."""
+    forms = harness.databases.raw.forms
+    with harness.databases.client.start_session() as session, session.start_transaction():
+        forms.insert_many([{"_id": n} for n in range(5)], session=session)
+    harness.catch_up()
+    harness.databases.state.outbox.delete_many({})
+    harness.write({**audited(', match={"documentKey._id": {"$ne": 6}}'), "hits": OVERLAP})
+    forms.insert_many([{"_id": 5}, {"_id": 6, "n": 2}])
+    harness.catch_up()
+    assert operations(harness) == [(n, "insert") for n in range(6)]
+    assert [each["n"] for each in harness.databases.derived.hits.find()] == [2]
+    assert harness.databases.state.outbox.count_documents({}) == 1
+
+
+def test_a_dropped_database_does_not_end_the_stream(harness: Harness) -> None:
+    """Behind a dropped collection and a dropped database, changes are seen as before."""
+    raw = harness.databases.raw
+    with harness.running():
+        raw.forms.insert_one({"_id": 1})
+        raw.forms.drop()
+        raw.forms.insert_one({"_id": 2})
+        eventually(lambda: len(trail(harness)) == 2)
+        raw.client.drop_database(raw.name)
+        raw.forms.insert_one({"_id": 3})
+        eventually(lambda: len(trail(harness)) == 3)
+    assert operations(harness) == [(1, "insert"), (2, "insert"), (3, "insert")]
+
+
+def stored_stream(harness: Harness) -> dict[str, Any]:
+    """Give what the checkpoint says of the triggers' stream."""
+    checkpoint = harness.databases.state.checkpoints.find_one({})
+    assert checkpoint is not None
+    return dict(checkpoint["triggers"])
+
+
+def lose(harness: Harness) -> None:
+    """Let the triggers' position be one that the history does not have, but not the worker's."""
+    stream = stored_stream(harness)
+    position = {"token": "820000000100000001" + stream["position"]["token"][18:], "time": Timestamp(1, 1)}
+    harness.databases.state.checkpoints.update_one({}, {"$set": {"triggers.position": position}})
+
+
+def test_a_lost_position_is_told(harness: Harness) -> None:
+    """With `fail` a worker ends whose triggers' position is lost, and says what to do."""
+    lose(harness)
+    harness.settings = {"worker.on_lost_position": "fail"}
+    with pytest.raises(PositionLost, match=r"triggers' position is lost.*on_lost_position"):
+        harness.catch_up()
+
+
+def test_a_lost_position_leaves_a_named_gap(harness: Harness) -> None:
+    """With `resync` the triggers go on at the present, and the checkpoint says what they have not seen."""
+    lose(harness)
+    harness.catch_up()
+    harness.databases.raw.forms.insert_one({"_id": 1})
+    harness.catch_up()
+    stream = stored_stream(harness)
+    assert [each["since"] for each in stream["gaps"]] == [Timestamp(1, 1)]
+    assert stream["gaps"][0]["until"] < stream["position"]["time"]
+    assert operations(harness) == [(1, "insert")]
+
+
+def test_what_a_change_stream_refuses_is_a_fault(databases: Databases, tmp_path: Path) -> None:
+    """A match that MongoDB takes in no change stream is told with its place when the worker starts."""
+    harness = Harness(databases, tmp_path / "modules", audited(', match={"$where": "true"}'))
+    with pytest.raises(
+        ConfigurationError, match=r"audit\.py:\d+: trigger 'changed': MongoDB refuses.*\$where"
+    ):
+        harness.catch_up()
+
+
+def test_images_that_are_too_large_together(databases: Databases, tmp_path: Path) -> None:
+    """A change over 16 MB does not end the stream: the trigger goes on with what fits, and fails for the rest."""
+    lean = AUDIT.format(options="").replace('"document": change.document, "before": change.before,', "")
+    wants = (
+        lean.replace('"audit"', '"second"')
+        .replace("def changed", "def other")
+        .replace('"form": change.key', '"form": change.key, "size": len(change.before["s"])', 1)
+        .replace('@trigger("forms"', '@trigger("forms", operations=["update"]')
+        .replace('"updated": dict(change.updated),', "")
+    )
+    lean = lean.replace('"updated": dict(change.updated),', "")
+    harness = Harness(databases, tmp_path / "modules", {"lean": lean, "wants": wants})
+    harness.catch_up()
+    with_images(harness)
+    databases.raw.forms.insert_one({"_id": 1, "s": "x" * 9_000_000})
+    databases.raw.forms.update_one({"_id": 1}, {"$set": {"s": "y" * 9_000_000}})
+    databases.raw.forms.update_one({"_id": 1}, {"$set": {"s": "z"}})
+    harness.catch_up()
+    assert operations(harness) == [(1, "insert"), (1, "update"), (1, "update")]
+    letters = list(databases.state.dead_letters.find().sort("position.token", 1))
+    assert [each["kind"] for each in letters] == ["failed", "waiting"]
+    assert "change.before is not known" in letters[0]["reason"]
+
+
+def test_triggers_beside_transforms(databases: Databases, tmp_path: Path) -> None:
+    """A worker derives and calls triggers; what triggers fill is neither swept nor taken for what is derived."""
+    modules = {"orders": ORDERS, **audited()}
+    harness = Harness(databases, tmp_path / "modules", modules)
+    databases.raw.orders.insert_one({"_id": 1, "customer": "c", "skus": ["a"]})
+    harness.catch_up()
+    databases.raw.forms.insert_one({"_id": 1})
+    databases.raw.orders.update_one({"_id": 1}, {"$set": {"skus": ["b"]}})
+    harness.catch_up()
+    stored, expected = harness.derived(), harness.recomputed()
+    assert len(stored.pop("audit")) == 1
+    assert expected.pop("audit") == {}
+    assert stored == expected
