@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bson import Timestamp
 
+from distributary.change import Position
 from distributary.errors import ConfigurationError, PositionLost
 from tests.conftest import Databases, eventually
 from tests.harness import ORDERS, Harness
@@ -231,8 +231,11 @@ def stored_stream(harness: Harness) -> dict[str, Any]:
 
 def lose(harness: Harness) -> None:
     """Let the triggers' position be one that the history does not have, but not the worker's."""
-    stream = stored_stream(harness)
-    position = {"token": "820000000100000001" + stream["position"]["token"][18:], "time": Timestamp(1, 1)}
+    with harness.databases.raw.forms.watch() as stream:
+        harness.databases.raw.forms.insert_one({"_id": "token"})
+        token: str = stream.next()["_id"]["_data"]  # type: ignore[index]
+    other = token[:60] + ("0" if token[60] != "0" else "1") + token[61:]
+    position = {"token": other, "time": Position.of_token(other).time}
     harness.databases.state.checkpoints.update_one({}, {"$set": {"triggers.position": position}})
 
 
@@ -247,12 +250,13 @@ def test_a_lost_position_is_told(harness: Harness) -> None:
 def test_a_lost_position_leaves_a_named_gap(harness: Harness) -> None:
     """With `resync` the triggers go on at the present, and the checkpoint says what they have not seen."""
     lose(harness)
+    lost = stored_stream(harness)["position"]["time"]
     harness.catch_up()
     harness.databases.raw.forms.insert_one({"_id": 1})
     harness.catch_up()
     stream = stored_stream(harness)
-    assert [each["since"] for each in stream["gaps"]] == [Timestamp(1, 1)]
-    assert stream["gaps"][0]["until"] < stream["position"]["time"]
+    (gap,) = stream["gaps"]
+    assert gap["since"] == lost < gap["until"] < stream["position"]["time"]
     assert operations(harness) == [(1, "insert")]
 
 

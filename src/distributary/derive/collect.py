@@ -48,20 +48,22 @@ def hidden(module: Module) -> Iterator[Fault]:
     for statement in reversed(parsed(module.source).body):
         if isinstance(statement, ast.FunctionDef):
             later = last.setdefault(statement.name, statement.lineno)
-            if later != statement.lineno and _is_marked(statement, module):
-                yield _hidden(f"{module.file}:{statement.lineno}", statement.name, later)
+            if later != statement.lineno and (kind := _kind(statement, module)):
+                yield _hidden(f"{module.file}:{statement.lineno}", kind, statement.name, later)
 
 
-def _hidden(place: str, name: str, line: int) -> Fault:
+def _hidden(place: str, kind: str, name: str, line: int) -> Fault:
     return Fault(
         place,
-        f"transform or trigger {name!r} is hidden by the function {name!r} in line {line}.",
+        f"{kind} {name!r} is hidden by the function {name!r} in line {line}.",
         "Rename one.",
     )
 
 
-def _is_marked(statement: ast.FunctionDef, module: Module) -> bool:
-    return any(marks(decorator, module.values) for decorator in statement.decorator_list)
+def _kind(statement: ast.FunctionDef, module: Module) -> str:
+    """Say whether a function is marked as a transform or a trigger; empty if it is neither."""
+    kinds = (marks(decorator, module.values) for decorator in statement.decorator_list)
+    return next(filter(None, kinds), "")
 
 
 def has_marks(values: Iterable[object]) -> bool:
