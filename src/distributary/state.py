@@ -173,6 +173,11 @@ class Letter:
     due: bool = False
     change: Mapping[str, Any] | None = None
 
+    @property
+    def document_key(self) -> Any:
+        """The key of the document that was not derived, or whose change is parked."""
+        return self.key["key"] if self.change is not None and "key" in self.key else self.key
+
 
 #: The stage of a rebuild in which it can no longer be cancelled.
 SWAP = "swap/"

@@ -1,12 +1,14 @@
 """Triggers on a real MongoDB: what they are called for, what comes of it, and that it comes once."""
 
+import json
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 
 from distributary.change import Position
-from distributary.errors import ConfigurationError, PositionLost
+from distributary.errors import ConfigurationError, PositionLost, TooManyDeadLetters
 from tests.conftest import Databases, eventually
 from tests.harness import ORDERS, Harness
 
@@ -306,3 +308,199 @@ def test_triggers_beside_transforms(databases: Databases, tmp_path: Path) -> Non
     assert len(stored.pop("audit")) == 1
     assert expected.pop("audit") == {}
     assert stored == expected
+
+
+#: Fails for changes with a field `bad`, and for all as long as it is told to.
+FAILING = """
+    from distributary import DerivedCollection, Publish, trigger
+
+    audit = DerivedCollection("audit")
+
+    @trigger("forms")
+    def changed(change):
+        yield Publish("forms", {{"n": change.updated.get("n")}}, ordering_key=str(change.key))
+        if {condition}:
+            raise ValueError(f"bad change of {{change.key}}")
+        yield audit.record(change.position, {{"form": change.key, "operation": change.operation,
+                                              "n": change.updated.get("n"), "before": change.before}})
+"""
+
+BAD = 'change.updated.get("bad")'
+
+
+@pytest.fixture
+def failing(databases: Databases, tmp_path: Path) -> Harness:
+    """Give a worker whose trigger failed for the second of four changes of form 1; form 2 is fine."""
+    harness = Harness(databases, tmp_path / "modules", {"audit": FAILING.format(condition=BAD)})
+    harness.catch_up()
+    with_images(harness)
+    forms = databases.raw.forms
+    forms.insert_many([{"_id": 1}, {"_id": 2}])
+    forms.update_one({"_id": 1}, {"$set": {"n": 1, "bad": True}})
+    forms.update_one({"_id": 2}, {"$set": {"n": 1}})
+    forms.update_one({"_id": 1}, {"$set": {"n": 2}})
+    harness.catch_up()
+    forms.delete_one({"_id": 1})
+    harness.catch_up()
+    return harness
+
+
+def letters(harness: Harness) -> list[dict[str, Any]]:
+    """Give the dead letters in the order of the changes."""
+    return list(harness.databases.state.dead_letters.find().sort("position.token", 1))
+
+
+def dead_letters(harness: Harness, *arguments: str) -> Any:
+    """Run `dead-letters` for JSON, and give its answer."""
+    with harness.process("dead-letters", *arguments, "--json", stdout=PIPE) as process:
+        out, _ = process.communicate(timeout=60)
+    return json.loads(out)
+
+
+def test_a_change_that_fails_is_kept_with_those_behind_it(failing: Harness) -> None:
+    """A trigger's failure parks the change itself and later ones of its document; other documents go on."""
+    assert operations(failing) == [(1, "insert"), (2, "insert"), (2, "update")]
+    first, second, third = letters(failing)
+    assert [each["kind"] for each in (first, second, third)] == ["failed", "waiting", "waiting"]
+    assert (first["reason"], first["key"]["key"]) == ("ValueError: bad change of 1", 1)
+    assert first["change"]["document"] == {"_id": 1, "n": 1, "bad": True}
+    assert first["change"]["before"] == {"_id": 1}
+    assert first["change"]["updated"] == {"n": 1, "bad": True}
+    assert first["position"]["token"] in second["reason"]
+    assert (third["change"]["operation"], third["change"]["before"]["n"]) == ("delete", 2)
+    assert failing.databases.state.outbox.count_documents({"ordering_key": "1"}) == 1
+
+
+def test_a_retry_goes_through_the_changes_in_order(failing: Harness) -> None:
+    """With the trigger corrected, a retry of one change does it and all behind it, in order, as they were kept."""
+    failing.write({"audit": FAILING.format(condition="False")})
+    first = letters(failing)[0]
+    assert dead_letters(failing, "retry", first["id"]) == {"schema": 1, "tried": 1, "parked": []}
+    assert letters(failing) == []
+    of_one = [each for each in trail(failing) if each["form"] == 1]
+    assert [each["operation"] for each in of_one] == ["insert", "update", "update", "delete"]
+    assert [each["before"] and each["before"].get("n") for each in of_one] == [None, None, 1, 2]
+    assert failing.databases.state.outbox.count_documents({"ordering_key": "1"}) == 4
+
+
+def test_a_retry_of_what_still_fails(failing: Harness) -> None:
+    """A retry that fails again leaves all that is parked, with one attempt more."""
+    answer = dead_letters(failing, "retry", "--all")
+    assert (answer["tried"], sorted(each["kind"] for each in answer["parked"])) == (
+        3,
+        ["failed", "waiting", "waiting"],
+    )
+    assert [each["attempts"] for each in letters(failing)] == [2, 1, 1]
+    assert len(trail(failing)) == 3
+
+
+def test_a_running_worker_tries_again(failing: Harness) -> None:
+    """A running worker carries out the retry, and a change that comes behind is seen as any other."""
+    failing.write({"audit": FAILING.format(condition="False")})
+    with failing.running():
+        assert dead_letters(failing, "retry", "--transform", "changed")["parked"] == []
+        failing.databases.raw.forms.insert_one({"_id": 1})
+        eventually(lambda: len([each for each in trail(failing) if each["form"] == 1]) == 5)
+    assert letters(failing) == []
+
+
+def test_discarding_frees_what_waits(failing: Harness) -> None:
+    """When a change is discarded, those that waited for it are tried by the worker itself."""
+    dead_letters(failing, "discard", letters(failing)[0]["id"], "--yes")
+    failing.catch_up()
+    assert letters(failing) == []
+    of_one = [(each["operation"], each["n"]) for each in trail(failing) if each["form"] == 1]
+    assert of_one == [("insert", None), ("update", 2), ("delete", None)]
+
+
+def test_a_parked_change_is_shown(failing: Harness) -> None:
+    """`show` has the change as the trigger got it, and says what to do; `list` has its document."""
+    first = letters(failing)[0]
+    with failing.process("dead-letters", "show", first["id"], stdout=PIPE) as process:
+        page, _ = process.communicate(timeout=60)
+    assert "trigger:     changed" in page
+    assert '"before": {"_id": 1}' in page
+    assert "Correct the trigger" in page
+    listed = dead_letters(failing, "list")["letters"]
+    assert {each["key"]["key"] for each in listed} == {1}
+
+
+@pytest.mark.parametrize(
+    ("effects", "reason"),
+    [
+        pytest.param("yield 1", "int 1, which is no effect", id="no effect"),
+        pytest.param('yield Publish("", {})', "a topic is a string", id="no topic"),
+        pytest.param('yield Publish("t", [1])', "data is a dict", id="no dict"),
+        pytest.param('yield Publish("t", {"a": object()})', "cannot be stored as BSON", id="no BSON"),
+        pytest.param('yield Publish("t", {}, 1)', "ordering key 1: it is a string", id="ordering key"),
+        pytest.param('yield Publish("t", {}, "k", {"a": 1})', "no dict of strings", id="attributes"),
+        pytest.param(
+            "yield audit.record(1, {}); yield audit.record(1.0, {})", "twice for one change", id="twice"
+        ),
+        pytest.param("yield audit.record(1, {'_src': 1})", "which is the engine's", id="engine field"),
+        pytest.param("yield audit.record(0, {'n': 1})", "has written: key records by the change", id="taken"),
+        pytest.param("yield audit.record(change.key, {'u': 'x'})", "MongoDB refuses the record", id="unique"),
+        pytest.param("yield audit.record(1, {'s': 'x' * 2**24})", "MongoDB's limit is 16 MB", id="large"),
+        pytest.param("import sys; sys.exit(1)", "SystemExit", id="exit"),
+    ],
+)
+def test_effects_that_cannot_be_stored(
+    databases: Databases, tmp_path: Path, effects: str, reason: str
+) -> None:
+    """Whatever a trigger yields that cannot be, its change is parked with a reason; others are not held up."""
+    code = f"""
+        from distributary import DerivedCollection, Publish, trigger
+        audit = DerivedCollection("audit")
+
+        @trigger("forms")
+        def changed(change):
+            if change.key == 0:
+                yield audit.record(0, {{"u": "x"}})
+                return
+            if change.key == 2:
+                yield audit.record(2, {{"u": "y"}})
+                return
+            yield Publish("t", {{}})
+            {effects}
+    """
+    harness = Harness(databases, tmp_path / "modules", {"audit": code})
+    databases.derived.audit.create_index("u", unique=True, sparse=True)
+    harness.catch_up()
+    databases.raw.forms.insert_many([{"_id": n} for n in range(3)])
+    harness.catch_up()
+    (letter,) = letters(harness)
+    assert reason in letter["reason"]
+    assert databases.derived.audit.distinct("_id") == [0, 2]
+    assert databases.state.outbox.count_documents({}) == 0
+
+
+def test_too_many_failures_stop_the_worker(databases: Databases, tmp_path: Path) -> None:
+    """A trigger that fails for everything stops the worker, and nothing of that is committed."""
+    modules = {"audit": FAILING.format(condition="True")}
+    harness = Harness(databases, tmp_path / "modules", modules, {"dead_letters.max_in_window": "5"})
+    harness.catch_up()
+    databases.raw.forms.insert_many([{"_id": n} for n in range(1000)])
+    with pytest.raises(TooManyDeadLetters, match="bad change of"):
+        harness.catch_up()
+    harness.write({"audit": FAILING.format(condition="False")})
+    harness.catch_up()
+    assert len(trail(harness)) == 1000
+    assert len(letters(harness)) <= 5
+
+
+def test_status_tells_of_triggers(failing: Harness) -> None:
+    """`status` has the position of the triggers, what they have not seen, the events that wait and the letters."""
+    lose(failing)
+    failing.catch_up()
+    with failing.process("status", "--json", stdout=PIPE) as process:
+        out, _ = process.communicate(timeout=60)
+    (worker,) = json.loads(out)["workers"]
+    assert worker["triggers"]["names"] == ["changed"]
+    assert len(worker["triggers"]["unseen"]) == 1
+    assert worker["outbox"] == 3
+    assert worker["dead_letters"]["changed"] == {"failed": 1, "waiting": 2}
+    with failing.process("status", stdout=PIPE) as process:
+        page, _ = process.communicate(timeout=60)
+    assert "triggers changed: position" in page
+    assert "unseen by triggers: changes from" in page
+    assert "outbox: 3 events wait to be published" in page

@@ -19,7 +19,7 @@ from distributary.cli.common import config_option, console, emit_json, json_opti
 from distributary.config import Config
 from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, Fault
-from distributary.operate.status import JobStatus, WorkerState, WorkerStatus, iso, workers
+from distributary.operate.status import JobStatus, TriggersStatus, WorkerState, WorkerStatus, iso, workers
 
 #: Seconds between two looks of `--watch`.
 WATCH_SECONDS = 2.0
@@ -117,8 +117,22 @@ def _worker(status: WorkerStatus, *, terminal: bool) -> Iterator[RenderableType]
             f" {'it' if len(status.left_behind) == 1 else 'them'}",
             "yellow",
         )
+    yield from _triggers(status)
     for name, when in status.detached.items():
         yield Text(f"  source {name!r} is gone since {iso(when)}; its records are kept", "yellow")
+
+
+def _triggers(status: WorkerStatus) -> Iterator[RenderableType]:
+    """Tell how far triggers are, what they have not seen, and how many events wait."""
+    if status.triggers is not None:
+        names = ", ".join(status.triggers.names) or "none that is plugged in"
+        at = iso(status.triggers.stream.position.time)
+        yield Text(f"  triggers {names}: position {at}; {_distance(status.triggers)}")
+        for gap in status.triggers.stream.gaps:
+            yield Text(f"  unseen by triggers: changes from {iso(gap.since)} to {iso(gap.until)}", "red")
+    if status.outbox:
+        waits = "event waits" if status.outbox == 1 else "events wait"
+        yield Text(f"  outbox: {status.outbox:,} {waits} to be published")
 
 
 def _headline(status: WorkerStatus) -> Text:
@@ -127,7 +141,7 @@ def _headline(status: WorkerStatus) -> Text:
     return text.append(status.state.value, _STYLES[status.state]).append(held, "not bold")
 
 
-def _distance(status: WorkerStatus) -> str:
+def _distance(status: WorkerStatus | TriggersStatus) -> str:
     lag = "lag unknown" if status.lag_seconds is None else f"lag {timedelta(seconds=status.lag_seconds)}"
     if status.headroom_seconds is None:
         return f"{lag}, headroom unknown"

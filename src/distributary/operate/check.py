@@ -34,6 +34,7 @@ from distributary.store.checkpoints import CHECKPOINTS, Checkpoints
 from distributary.store.jobs import JOBS
 from distributary.store.lease import LEASES
 from distributary.store.letters import LETTERS
+from distributary.store.outbox import OUTBOX
 
 #: The oldest server that has what a worker builds on, such as snapshot reads at a cluster time.
 OLDEST_SERVER = (6, 0)
@@ -212,9 +213,10 @@ class Preflight:
 
     def _derived_privileges(self) -> Found:
         names = self.registry.collections if self.registry else ()
+        kept = (*_STATE, OUTBOX) if self.registry and self.registry.triggers else _STATE
         where = {
             Role.DERIVED: [Place(self.derived.name, name) for name in names] or [Place(self.derived.name)],
-            Role.STATE: [Place(self.state.name, name) for name in _STATE],
+            Role.STATE: [Place(self.state.name, name) for name in kept],
         }
         yield from _privileges("derived privileges", self.derived, where)
 

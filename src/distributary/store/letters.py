@@ -46,9 +46,19 @@ class StoredLetter(NamedTuple):
     last_at: datetime
 
 
-def stored_letters(state: Database[Any], where: Mapping[str, Any], limit: int) -> list[StoredLetter]:
-    """Give letters of all workers that match a query, those that failed last first; 0 means all of them."""
-    found = state.get_collection(LETTERS, CODEC).find(where).sort("last_at", -1).limit(limit)
+#: What of a parked change may be large, beside the documents themselves.
+_LARGE = {"change.document": 0, "change.before": 0, "change.updated": 0}
+
+
+def stored_letters(
+    state: Database[Any], where: Mapping[str, Any], limit: int, *, whole: bool = False
+) -> list[StoredLetter]:
+    """Give letters of all workers that match a query, those that failed last first; 0 means all of them.
+
+    Of the changes in them, only what is small, unless they are wanted `whole`.
+    """
+    shown = None if whole else _LARGE
+    found = state.get_collection(LETTERS, CODEC).find(where, shown).sort("last_at", -1).limit(limit)
     return [_stored(each) for each in found]
 
 
@@ -143,8 +153,8 @@ class Letters:
         """
         query: dict[str, Any] = {"worker": self._worker, "transform": trigger, "change": {"$ne": None}}
         wanted = {identity(_storable(key)) for key in keys}
-        shown = {} if keys else {"change.document": 0, "change.before": 0, "change.updated": 0}
-        found = self._collection.with_options(_RAW).find(query, shown or None).sort("position.token", 1)
+        shown = None if keys else _LARGE
+        found = self._collection.with_options(_RAW).find(query, shown).sort("position.token", 1)
         parked = (_parked_change(each) for each in found)
         return [each for each in parked if not keys or identity(each.seen.of["key"]) in wanted]
 
