@@ -38,6 +38,7 @@ MODULE = """
 
 SETTINGS = {
     "worker.batch_changes": "20",
+    "worker.lease_seconds": "0.4",
     "worker.idle_save_seconds": "0.1",
     "dead_letters.max_in_window": "0",
 }
@@ -173,7 +174,7 @@ def test_killed_at_random_moments(stage: Stage) -> None:
 def test_killed_while_parked_changes_are_tried_again(
     stage: Stage, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changes that were parked have their effects once, in the order of each document, after a retry that was killed."""
+    """After retries that were killed, parked changes have their effects once, in the order of each document."""
     stage.burst(bad=0.3)
     stage.harness.catch_up()
     letters = stage.harness.databases.state.dead_letters

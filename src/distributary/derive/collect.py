@@ -102,13 +102,14 @@ def _triggers(module: Module, resolve: Resolve) -> Iterator[MarkedTrigger]:
         if mark and id(value) not in seen and _defines(module, name):
             seen.add(id(value))
             code = code_of(module, name, mark.source, resolve)
-            before = any(map(_reads_before, module.bindings.get(name, ())))
-            yield MarkedTrigger(mark, value, f"{module.file}:{line}", code, before)
+            reads = frozenset[str]().union(*map(_reads, module.bindings.get(name, ())))
+            yield MarkedTrigger(mark, value, f"{module.file}:{line}", code, reads)
 
 
-def _reads_before(statement: ast.stmt) -> bool:
-    """Whether a statement names the attribute that holds a change's pre-image."""
-    return any(isinstance(node, ast.Attribute) and node.attr == "before" for node in ast.walk(statement))
+def _reads(statement: ast.stmt) -> frozenset[str]:
+    """Give those of the attributes with a change's images that a statement names."""
+    named = {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
+    return frozenset(named & {"before", "document"})
 
 
 def _marked(module: Module, resolve: Resolve) -> Iterator[Marked]:

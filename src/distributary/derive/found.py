@@ -44,13 +44,13 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class MarkedTrigger:
-    """A function that is marked as a trigger; `reads_before` says that its code names `.before`."""
+    """A function that is marked as a trigger; `reads` are the images of a change that its code names."""
 
     mark: TriggerMark
     function: Callable[[Any], Any]
     place: str
     code: Code
-    reads_before: bool
+    reads: frozenset[str]
 
 
 class _Named(Protocol):

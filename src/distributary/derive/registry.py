@@ -121,7 +121,7 @@ def trigger_of(marked: MarkedTrigger) -> Trigger:
         mark.operations,
         mark.match,
         mark.project,
-        marked.reads_before,
+        marked.reads,
     )
 
 

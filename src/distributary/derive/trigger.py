@@ -81,7 +81,7 @@ class Trigger:
     """A function from one change of `source` to effects, found in a transform module.
 
     `operations`, `match` and `project` are as in the decorator, `collections` the derived collections that its code
-    names, and `place` is `file:line`. `reads_before` says that its code names `.before`.
+    names, and `place` is `file:line`. `reads` has those of the attributes `before` and `document` that its code names.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Trigger:
     operations: tuple[str, ...]
     match: Mapping[str, Any] | None
     project: Mapping[str, Any] | None
-    reads_before: bool = False
+    reads: frozenset[str] = frozenset()
 
 
 class LeftOut(Exception):

@@ -41,8 +41,11 @@ NEEDS = (
     Need(Role.DERIVED, ("listCollections",), "see whether the derived collections are suitable"),
     Need(Role.DERIVED, ("dropCollection",), "rebuild derived collections", optional=True),
     Need(Role.DERIVED, ("renameCollectionSameDB",), "rebuild derived collections", optional=True),
-    Need(Role.STATE, _WRITER, "keep checkpoints, leases, dead letters and jobs"),
+    Need(Role.STATE, _WRITER, "keep checkpoints, leases, dead letters, jobs and the outbox"),
 )
+
+#: What `check --fix` needs besides.
+FIXES = (Need(Role.SOURCE, ("collMod",), "switch on images for triggers with `check --fix`", optional=True),)
 
 #: Actions on a database and not on its collections.
 _OF_DATABASE = frozenset({"listCollections", "renameCollectionSameDB"})
