@@ -136,7 +136,7 @@ class Source(Protocol):
 
 
 class ParkedChange(NamedTuple):
-    """A change that is parked; without its content where that was not asked for."""
+    """A change that is parked."""
 
     seen: Seen
     kind: LetterKind
@@ -144,11 +144,15 @@ class ParkedChange(NamedTuple):
 
 
 class SeenBatch(NamedTuple):
-    """What triggers are called for of so many `changes`, in the source's order, and the position behind them."""
+    """What triggers are called for of so many `changes`, in the source's order, and the position behind them.
+
+    `torn` says that changes of the position's cluster time may follow.
+    """
 
     seen: Sequence[Seen]
     changes: int
     position: Position
+    torn: bool = False
 
 
 class Changes(Protocol):
@@ -406,10 +410,13 @@ class LetterStore(Protocol):
         """Remove the letters of documents that were derived."""
 
     def changes(self, trigger: str, keys: Sequence[Any] = ()) -> list[ParkedChange]:
-        """Give the changes that are parked for a trigger, in the source's order.
+        """Give the changes that are parked for a trigger, of these documents or of all, in the source's order.
 
-        Those of the documents of these keys, with their content; without keys those of all documents, without it.
+        Their contents are left out: they may be large.
         """
+
+    def change(self, key: LetterKey) -> ParkedChange | None:
+        """Give one parked change with its content; None when it is not parked any more."""
 
     def release(self, places: Sequence[tuple[str, Any]], session: ClientSession) -> int:
         """Mark contested documents that wait for these (derived collection, key) as due."""

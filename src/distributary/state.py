@@ -11,7 +11,7 @@ from bson import Timestamp
 from distributary.change import Position
 
 #: The format of what is written to the state database; a checkpoint of a newer one is refused.
-FORMAT = 2
+FORMAT = 3
 
 BEGINNING = Timestamp(0, 0)
 

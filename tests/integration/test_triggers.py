@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 import pytest
+from bson import encode
+from bson.raw_bson import RawBSONDocument
 
 from distributary.change import Position
 from distributary.errors import ConfigurationError, PositionLost, TooManyDeadLetters
+from distributary.operate.privileges import NEEDS, Role
 from tests.conftest import Databases, eventually
 from tests.harness import ORDERS, Harness
+from tests.servers import secured
 
 #: Every change of a form leaves a record, keyed by its position.
 AUDIT = """
@@ -235,7 +239,7 @@ def lose(harness: Harness) -> None:
     """Let the triggers' position be one that the history does not have, but not the worker's."""
     with harness.databases.raw.forms.watch() as stream:
         harness.databases.raw.forms.insert_one({"_id": "token"})
-        token: str = stream.next()["_id"]["_data"]  # type: ignore[index]
+        token: str = stream.next()["_id"]["_data"]
     other = token[:60] + ("0" if token[60] != "0" else "1") + token[61:]
     position = {"token": other, "time": Position.of_token(other).time}
     harness.databases.state.checkpoints.update_one({}, {"$set": {"triggers.position": position}})
@@ -504,3 +508,158 @@ def test_status_tells_of_triggers(failing: Harness) -> None:
     assert "triggers changed: position" in page
     assert "unseen by triggers: changes from" in page
     assert "outbox: 3 events wait to be published" in page
+
+
+def said(harness: Harness, *arguments: str, code: int = 0) -> str:
+    """Give what a verb says, on both streams."""
+    with harness.process(*arguments, stdout=PIPE, stderr=STDOUT) as process:
+        out, _ = process.communicate(timeout=90)
+    assert process.returncode == code, out
+    return out
+
+
+def images_of(harness: Harness) -> dict[str, Any]:
+    """Give the options of the source's forms."""
+    (found,) = harness.databases.raw.list_collections(filter={"name": "forms"})
+    return dict(found["options"])
+
+
+def test_check_names_who_wants_images(harness: Harness) -> None:
+    """Triggers that want images which a source does not keep are a warning with a cure, and nothing is switched on."""
+    harness.databases.raw.create_collection("forms")
+    out = said(harness, "check")
+    assert "keeps none: trigger 'changed' reads what was before a change, and gets None" in out
+    assert "trigger 'changed' reads the document behind an update, and gets the latest" in out
+    assert "distributary check --fix" in out
+    assert images_of(harness) == {}
+
+
+def test_check_fix_switches_images_on(harness: Harness) -> None:
+    """`check --fix` switches images on where they are wanted, says so, and creates no collection."""
+    out = said(harness, "check", "--fix")
+    assert "forms does not exist yet" in out
+    assert harness.databases.raw.list_collection_names() == []
+    harness.databases.raw.forms.insert_one({"_id": 1})
+    harness.databases.raw.create_collection("others")
+    out = said(harness, "check", "--fix")
+    assert f"switched changeStreamPreAndPostImages on for {harness.databases.raw.name}.forms" in out
+    assert images_of(harness) == {"changeStreamPreAndPostImages": {"enabled": True}}
+    assert "keeps none" not in said(harness, "check")
+    harness.databases.raw.forms.update_one({"_id": 1}, {"$set": {"n": 1}})
+    harness.catch_up()
+    assert trail(harness)[-1]["before"] == {"_id": 1}
+
+
+def test_triggers_that_want_no_images_are_not_warned_of(databases: Databases, tmp_path: Path) -> None:
+    """A trigger for inserts, or one that looks at the fields of an update only, needs nothing from the source."""
+    code = """
+        from distributary import Publish, trigger
+
+        @trigger("forms", operations=["insert"], match={"fullDocument.n": 1})
+        def made(change):
+            yield Publish("forms", change.document)
+
+        @trigger("forms", operations=["update"], match={"updateDescription.updatedFields.n": 1})
+        def touched(change):
+            yield Publish("forms", dict(change.updated))
+    """
+    harness = Harness(databases, tmp_path / "modules", {"forms": code})
+    databases.raw.create_collection("forms")
+    assert "keeps none" not in said(harness, "check")
+
+
+@pytest.mark.parametrize("verb", ["preview", "rebuild"])
+def test_verbs_that_derive_refuse_a_trigger(harness: Harness, verb: str) -> None:
+    """A trigger's name is refused with the reason by what derives, and by what compares."""
+    assert "'changed' is a trigger" in said(harness, verb, "changed", code=2)
+    assert "'changed' is a trigger" in said(harness, "backfill", "--transform", "changed", code=2)
+    assert "'changed' is a trigger" in said(harness, "verify", "--transform", "changed", code=2)
+    assert "'changed' is a trigger" in said(
+        harness, "replay", "--from", "-1h", "--transform", "changed", code=2
+    )
+
+
+def test_verify_leaves_the_trail_alone(databases: Databases, tmp_path: Path) -> None:
+    """What triggers fill is named apart by `verify`, and neither compared nor repaired away."""
+    harness = Harness(databases, tmp_path / "modules", {"orders": ORDERS, **audited()})
+    databases.raw.orders.insert_one({"_id": 1, "customer": "c"})
+    harness.catch_up()
+    databases.raw.forms.insert_one({"_id": 1})
+    harness.catch_up()
+    out = said(harness, "verify", "--repair")
+    assert "\nequal: " in out
+    assert "not compared: filled by triggers, which cannot be recomputed: audit" in out
+    assert operations(harness) == [(1, "insert")]
+
+
+def test_a_record_is_traced_to_its_change(harness: Harness) -> None:
+    """`trace` leads from an audit record to the document that changed, and to the trigger."""
+    harness.databases.raw.forms.insert_one({"_id": 7})
+    harness.catch_up()
+    out = said(harness, "trace", "audit", trail(harness)[0]["_id"])
+    assert "forms 7, which exists" in out
+    assert "changed (" in out
+    assert "an effect of the change" in out
+
+
+def test_the_least_user_follows_triggers(databases: Databases, tmp_path: Path) -> None:
+    """The documented privileges are enough for triggers, also where the server is asked which of them match."""
+    with secured(tmp_path / "server") as server:
+        names = [each.name for each in databases]
+        harness = Harness(databases, tmp_path / "modules", {"hits": OVERLAP})
+        resources = dict(zip((Role.SOURCE, Role.DERIVED, Role.STATE), names, strict=True))
+        privileges = [
+            {"resource": {"db": resources[need.role], "collection": ""}, "actions": list(need.actions)}
+            for need in NEEDS
+            if not need.optional
+        ]
+        harness.settings = {"source.uri": server.user("least", privileges)}
+        harness.catch_up()
+        server.admin[databases.raw.name].forms.insert_one({"_id": 1, "n": 2})
+        server.admin[databases.raw.name].forms.update_one({"_id": 1}, {"$set": {"n": 3}})
+        harness.catch_up()
+        found = server.admin[databases.derived.name].hits.find().sort("_id.at", 1)
+        assert sorted((each["_id"]["by"], each["n"]) for each in found) == [
+            ("large", 2),
+            ("large", 3),
+            ("small", 3),
+        ]
+
+
+def test_a_key_and_a_document_that_are_no_utf8(harness: Harness) -> None:
+    """A change with bytes that are no UTF-8 parks itself where nothing encodes it, and holds nothing up."""
+    document = encode({"_id": 1, "s": "XX"}).replace(b"XX", b"\xff\xfe")
+    key = encode({"_id": "XX"}).replace(b"XX", b"\xff\xfe")
+    harness.databases.raw.forms.insert_many([RawBSONDocument(document), RawBSONDocument(key)])
+    harness.databases.raw.forms.insert_one({"_id": 2})
+    harness.catch_up()
+    assert operations(harness) == [(2, "insert")]
+    assert [
+        "cannot be stored" in each["reason"] or "UTF-8" in each["reason"] for each in letters(harness)
+    ] == [
+        True,
+        True,
+    ]
+
+
+def test_a_transaction_of_many_changes(harness: Harness) -> None:
+    """The changes of one source transaction are all seen, in order, in batches that are smaller than it."""
+    harness.settings = {"worker.batch_changes": "7"}
+    raw = harness.databases.raw
+    raw.create_collection("forms")
+    with raw.client.start_session() as session, session.start_transaction():
+        for n in range(50):
+            raw.forms.insert_one({"_id": n}, session=session)
+            raw.forms.update_one({"_id": n}, {"$set": {"n": n}}, session=session)
+    harness.catch_up()
+    assert operations(harness) == [(n, each) for n in range(50) for each in ("insert", "update")]
+
+
+def test_large_documents_are_read_in_parts(harness: Harness) -> None:
+    """Updates of documents that are larger than a batch may be show the latest of each, in several reads."""
+    harness.settings = {"worker.batch_bytes": "3MB"}
+    forms = harness.databases.raw.forms
+    forms.insert_many([{"_id": n, "s": "x" * 1_000_000} for n in range(12)])
+    forms.update_many({}, {"$set": {"n": 1}})
+    harness.catch_up()
+    assert [each["document"]["n"] for each in trail(harness) if each["operation"] == "update"] == [1] * 12

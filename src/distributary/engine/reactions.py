@@ -66,11 +66,11 @@ class Reactions:
 
     def commit(self, reacted: Sequence[Reacted], changes: int, position: Position) -> None:
         """Commit what came of so many changes of the stream, and move its position behind them."""
-        reacted = self._behind(reacted)
+        self._look_again(reacted)
         failed = [
             self._failed(each.seen, each.result) for each in reacted if isinstance(each.result, Failure)
         ]
-        self._committer.check(changes, [each for each in failed if each.kind is LetterKind.FAILED])
+        self._committer.check(changes, failed)
         self._divided(reacted, position, ())
 
     def again(self, reacted: Reacted) -> bool:
@@ -83,13 +83,16 @@ class Reactions:
         self._divided([reacted], None, [key])
         return reacted.seen.token not in self._queues[reacted.seen.queue]
 
-    def _behind(self, reacted: Sequence[Reacted]) -> Sequence[Reacted]:
-        """Forget queues whose letters an operator discarded, of those that these changes are for."""
+    def forget(self, seen: Seen) -> None:
+        """Forget a change whose letter an operator discarded."""
+        self._queues[seen.queue].discard(seen.token)
+
+    def _look_again(self, reacted: Sequence[Reacted]) -> None:
+        """Forget changes whose letters an operator discarded, of the documents that these changes are of."""
         for queue in {each.seen.queue for each in reacted if self._queues.get(each.seen.queue)}:
             keys = [each.seen.key for each in reacted if each.seen.queue == queue]
             left = self._committer.stores.letters.changes(queue[0], keys[:1])
             self._queues[queue] = {each.seen.token for each in left}
-        return reacted
 
     # --- the transaction ------------------------------------------------------------------------------------
 

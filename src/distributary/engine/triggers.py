@@ -16,7 +16,7 @@ from distributary.engine.reactions import Reactions
 from distributary.errors import PositionLost
 from distributary.log import get_logger
 from distributary.ports import Changes, LetterStore, Outbox, ParkedChange, SeenBatch, Start
-from distributary.state import Checkpoint, Job, LetterKind, TriggerStream
+from distributary.state import Checkpoint, Job, LetterKey, LetterKind, TriggerStream
 
 log = get_logger()
 
@@ -108,11 +108,12 @@ def _range(stream: TriggerStream) -> str:
 
 
 class Ready(NamedTuple):
-    """What triggers made of so many changes, and the position behind them."""
+    """What triggers made of so many changes, and the position behind them; `torn` as in `SeenBatch`."""
 
     reacted: Sequence[Reacted]
     changes: int
     position: Position
+    torn: bool
 
 
 class Reader:
@@ -177,11 +178,11 @@ class Reader:
         for seen in batch.seen:
             if size > BATCH_BYTES and some[-1].seen.token != seen.token:
                 last = some[-1].seen
-                yield Ready(some, 0, Position(last.token, last.time))
+                yield Ready(some, 0, Position(last.token, last.time), torn=True)
                 some, size = [], 0
             some.append(self.react(seen))
             size += _size(some[-1])
-        yield Ready(some, changes, batch.position)
+        yield Ready(some, changes, batch.position, batch.torn)
 
     def react(self, seen: Seen) -> Reacted:
         """Call a trigger for one change."""
@@ -206,7 +207,7 @@ class TriggerTail:
         self._reader = Reader(triggers, followed, committer.checkpoint.epoch)
         self._reactions = Reactions(committer, triggers.plugged, triggers.outbox)
         self._letters: LetterStore = committer.stores.letters
-        self.reached = committer.checkpoint.triggers.position
+        self.reached, self._torn = committer.checkpoint.triggers.position, True
 
     def start(self) -> None:
         """Start to read."""
@@ -221,6 +222,10 @@ class TriggerTail:
         """Whether something is ready to be committed."""
         return self._reader.waiting
 
+    def passed(self, time: Timestamp) -> bool:
+        """Whether triggers were called for every change up to a time."""
+        return self.reached.time > time or (self.reached.time == time and not self._torn)
+
     def step(self) -> int:
         """Commit what is ready; gives the number of changes, 0 when there was nothing."""
         ready = self._reader.next()
@@ -228,7 +233,7 @@ class TriggerTail:
             return 0
         if ready.reacted:
             self._reactions.commit(ready.reacted, ready.changes, ready.position)
-        self.reached = ready.position
+        self.reached, self._torn = ready.position, ready.torn
         return ready.changes
 
     def save(self) -> None:
@@ -268,8 +273,13 @@ class TriggerTail:
 
     def _again(self, name: str, key: Any) -> int:
         """Try what is parked of one document again, up to the first change that fails; gives how many succeeded."""
-        parked = self._letters.changes(name, [key])
-        for done, each in enumerate(parked):
-            if not self._reactions.again(self._reader.react(each.seen)):
-                return done
-        return len(parked)
+        done = 0
+        for each in self._letters.changes(name, [key]):
+            parked = self._letters.change(LetterKey(name, each.seen.of))
+            if parked is None:
+                self._reactions.forget(each.seen)
+            elif self._reactions.again(self._reader.react(parked.seen)):
+                done += 1
+            else:
+                break
+        return done

@@ -434,7 +434,7 @@ class _Tail:
     def _done(self, goal: Goal) -> bool:
         if goal.time is None or self._reached.time < goal.time or self._job is not None:
             return False
-        if self._triggers is not None and self._triggers.reached.time < goal.time:
+        if self._triggers is not None and not self._triggers.passed(goal.time):
             return False
         self._look()
         if self._job is None:

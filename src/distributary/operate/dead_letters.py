@@ -57,7 +57,9 @@ _AFTER_CHANGE = {
     LetterKind.WAITING: "never seen by their trigger; no effect of these changes is ever committed.",
 }
 
-_NEVER_SEEN = "gone for good: a change cannot be read again. Later changes of the same documents are tried then."
+_NEVER_SEEN = (
+    "gone for good: a change cannot be read again. Later changes of the same documents are tried then."
+)
 
 _KEPT = "The records that the document had before stay as they were until then."
 

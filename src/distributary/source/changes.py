@@ -16,12 +16,13 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
 from distributary.change import CODEC, Identity, Position, decoded, identity
+from distributary.derive.batch import is_storable
 from distributary.derive.records import RawDocument
 from distributary.derive.trigger import Seen, Trigger
 from distributary.errors import ConfigurationError, Fault
 from distributary.ports import Encoded, SeenBatch, Start, TooMuch
 from distributary.source.documents import Document, Documents, run_raw
-from distributary.source.stream import LOST, judged, opening
+from distributary.source.stream import FULL_REPLY, LOST, judged, opening
 
 #: The field in which the engine's own part of a change survives a projection.
 _OWN = "_distributary"
@@ -171,6 +172,7 @@ class _Event(NamedTuple):
     key: Any
     operation: str
     time: Timestamp
+    left_out: Sequence[str]
     raw: RawBSONDocument
 
     @property
@@ -277,10 +279,11 @@ class ChangeStream:
         self._cursor_id = cursor["id"]
         token = max(cursor["postBatchResumeToken"]["_data"], self._after)
         events = [_event(each) for each in cursor["nextBatch"]]
+        cut_short = len(events) >= self._count or len(reply.raw) > FULL_REPLY
         self._expect(len(events), len(reply.raw))
         wanted = [each for each in events if each.token > self._after and each.operation in _OPERATIONS]
         yield from self._parts(wanted)
-        yield SeenBatch([], 0, Position.of_token(token))
+        yield SeenBatch([], 0, Position.of_token(token), torn=cut_short)
 
     def _parts(self, events: Sequence[_Event]) -> Iterator[SeenBatch]:
         """Give what is seen of these changes, in halves where it is too much at once."""
@@ -293,7 +296,7 @@ class ChangeStream:
             yield from self._parts(events[:half])
             yield from self._parts(events[half:])
         else:
-            yield SeenBatch(seen, len(events), Position.of_token(events[-1].token))
+            yield SeenBatch(seen, len(events), Position.of_token(events[-1].token), torn=True)
 
     def _expect(self, changes: int, size: int) -> None:
         if changes:
@@ -334,7 +337,7 @@ class ChangeStream:
         without = [
             each for each in events if each.operation == "update" and each.raw.get("fullDocument") is None
         ]
-        without = [each for each in without if "document" not in each.raw[_OWN]["left_out"]]
+        without = [each for each in without if "document" not in each.left_out]
         if not without:
             return events
         self._documents.not_before(max(each.time for each in without))
@@ -405,34 +408,39 @@ def _concerns(trigger: Trigger, event: _Event) -> bool:
 
 
 def _event(raw: RawBSONDocument) -> _Event:
-    own = decoded(raw[_OWN].raw)
-    token = raw["_id"]["_data"]
-    return _Event(token, own.get("coll", ""), own.get("key"), own["operation"], own["time"], raw)
+    own = decoded(bytes(raw[_OWN].raw))
+    token, left_out = raw["_id"]["_data"], own["left_out"]
+    return _Event(token, own.get("coll", ""), own.get("key"), own["operation"], own["time"], left_out, raw)
 
 
 def _with_document(event: _Event, document: bytes | None) -> _Event:
     found = RawDocument(document) if document is not None else None
-    raw = RawBSONDocument(encode({**event.raw, "fullDocument": found}), CODEC_RAW)
+    raw = RawBSONDocument(encode({**event.raw, "fullDocument": found}), _RAW)
     return event._replace(raw=raw)
 
 
 #: How what is made here is read again.
-CODEC_RAW = CODEC.with_options(document_class=RawBSONDocument)
+_RAW = CODEC.with_options(document_class=RawBSONDocument)
 
 
 def _seen(trigger: Trigger, event: _Event, reported: RawBSONDocument) -> Seen:
     update = reported.get("updateDescription") or {}
-    own: RawBSONDocument = event.raw[_OWN]
     content = {
         "operation": event.operation,
-        "key": own.get("key"),
+        "key": event.key if is_storable(event.key) else None,
         "document": reported.get("fullDocument"),
         "before": reported.get("fullDocumentBeforeChange"),
         "updated": update.get("updatedFields") or {},
-        "removed": update.get("removedFields") or [],
-        "left_out": own["left_out"],
+        "removed": [_legible(name) for name in update.get("removedFields") or []],
+        "left_out": event.left_out,
     }
-    return Seen(trigger.name, event.source, event.key, event.time, event.token, encode(content))
+    encoded = encode(content, codec_options=CODEC)
+    return Seen(trigger.name, event.source, event.key, event.time, event.token, encoded)
+
+
+def _legible(name: str) -> str:
+    """Give a field's name, with what of it is no UTF-8 as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _by_size(events: Sequence[_Event]) -> Iterator[list[_Event]]:

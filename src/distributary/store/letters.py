@@ -14,7 +14,7 @@ from pymongo import DeleteMany, DeleteOne, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.change import CODEC, Position, decoded, identity
+from distributary.change import CODEC, Position, decoded
 from distributary.derive.trigger import Seen
 from distributary.ports import ParkedChange
 from distributary.state import Letter, LetterKey, LetterKind, ParkedLetter
@@ -45,6 +45,9 @@ class StoredLetter(NamedTuple):
     first_at: datetime
     last_at: datetime
 
+
+#: What tells the letter of a change from that of a document.
+_IS_CHANGE = {"change": {"$type": "object"}}
 
 #: What of a parked change may be large, beside the documents themselves.
 _LARGE = {"change.document": 0, "change.before": 0, "change.updated": 0}
@@ -103,6 +106,11 @@ class Letters:
         self._collection.create_index([("worker", 1), ("waits_for", 1)], name="waits_for")
         self._collection.create_index([("worker", 1), ("due", 1)], name="due")
         self._collection.create_index("id", name="short_id")
+        self._collection.create_index(
+            [("worker", 1), ("transform", 1), ("position.token", 1)],
+            name="changes",
+            partialFilterExpression=_IS_CHANGE,
+        )
 
     def parked(self) -> list[ParkedLetter]:
         """Give what is parked."""
@@ -147,16 +155,20 @@ class Letters:
             self._collection.bulk_write(deletes, session=session)
 
     def changes(self, trigger: str, keys: Sequence[Any] = ()) -> list[ParkedChange]:
-        """Give the changes that are parked for a trigger, in the source's order.
+        """Give the changes that are parked for a trigger, of these documents or of all, in the source's order.
 
-        Those of the documents of these keys, with their content; without keys those of all documents, without it.
+        Their contents are left out: they may be large.
         """
-        query: dict[str, Any] = {"worker": self._worker, "transform": trigger, "change": {"$ne": None}}
-        wanted = {identity(_storable(key)) for key in keys}
-        shown = None if keys else _LARGE
-        found = self._collection.with_options(_RAW).find(query, shown).sort("position.token", 1)
-        parked = (_parked_change(each) for each in found)
-        return [each for each in parked if not keys or identity(each.seen.of["key"]) in wanted]
+        query: dict[str, Any] = {"worker": self._worker, "transform": trigger, **_IS_CHANGE}
+        if keys:
+            query["key.key"] = {"$in": list(map(_storable, keys))}
+        found = self._collection.with_options(_RAW).find(query, _LARGE).sort("position.token", 1)
+        return [_parked_change(each) for each in found]
+
+    def change(self, key: LetterKey) -> ParkedChange | None:
+        """Give one parked change with its content; None when it is not parked any more."""
+        found = self._collection.with_options(_RAW).find_one({"_id": self._id(*key), **_IS_CHANGE})
+        return None if found is None else _parked_change(found)
 
     def release(self, places: Iterable[tuple[str, Any]], session: ClientSession) -> int:
         """Mark the contested documents that wait for these (derived collection, key) as due; gives their number."""
@@ -198,7 +210,7 @@ class Letters:
 
 
 def _parked_change(document: RawBSONDocument) -> ParkedChange:
-    """Read a change as it was kept; its content stays in BSON, whatever of it nothing encodes."""
+    """Read a change; its content stays in BSON, so that what nothing encodes is kept."""
     read = decoded(bytes(document.raw))
     position = read["position"]
     seen = Seen(
