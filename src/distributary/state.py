@@ -73,7 +73,7 @@ class Gap(NamedTuple):
     until: Timestamp
 
 
-#: Gaps that a checkpoint remembers, the latest ones.
+#: Gaps that a checkpoint tells apart; of more, the earliest ones count as one.
 GAPS = 5
 
 
@@ -88,7 +88,10 @@ class TriggerStream:
     def lost(self, position: Position, filter_: str) -> "TriggerStream":
         """Give the stream as it goes on at the present, with the gap before it."""
         since, until = sorted((self.position.time, position.time))
-        return TriggerStream(position, filter_, (*self.gaps, Gap(since, until))[-GAPS:])
+        gaps = (*self.gaps, Gap(since, until))
+        if len(gaps) > GAPS:
+            gaps = (Gap(gaps[0].since, gaps[1].until), *gaps[2:])
+        return TriggerStream(position, filter_, gaps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,6 +299,40 @@ def test_images_that_are_too_large_together(databases: Databases, tmp_path: Path
     assert "change.before is not known" in letters[0]["reason"]
 
 
+def test_large_updates_without_images(databases: Databases, tmp_path: Path) -> None:
+    """Who cannot be told what a large update is, or whether it matches, gets a dead letter; others are called."""
+    code = """
+        from distributary import DerivedCollection, trigger
+
+        seen = DerivedCollection("seen")
+
+        @trigger("forms", operations=["update"])
+        def keys(change):
+            yield seen.record({"by": "keys", "at": change.position}, {"removed": len(change.removed)})
+
+        @trigger("forms", operations=["update"])
+        def documents(change):
+            yield seen.record({"by": "documents", "at": change.position}, {"n": change.document["n"]})
+
+        @trigger("forms", operations=["update"], match={"fullDocument.n": 1})
+        def matching(change):
+            yield seen.record({"by": "matching", "at": change.position}, {"key": change.key})
+    """
+    harness = Harness(databases, tmp_path / "modules", {"forms": code})
+    harness.catch_up()
+    databases.raw.forms.insert_one({"_id": 1, "n": 1})
+    databases.raw.forms.update_one({"_id": 1}, {"$set": {"s": "x" * 12_000_000}})
+    harness.catch_up()
+    assert databases.derived.seen.distinct("_id.by") == ["keys"]
+    reasons = {each["transform"]: each["reason"] for each in databases.state.dead_letters.find()}
+    assert "change.document is not known" in reasons["documents"]
+    assert "whether the trigger's match applies is not known" in reasons["matching"]
+    databases.raw.forms.update_one({"_id": 1}, {"$set": {"s": "y" * 15_500_000}})
+    harness.catch_up()
+    (letter,) = databases.state.dead_letters.find({"transform": "keys"})
+    assert "change.updated is not known" in letter["reason"]
+
+
 def test_triggers_beside_transforms(databases: Databases, tmp_path: Path) -> None:
     """A worker derives and calls triggers; what triggers fill is neither swept nor taken for what is derived."""
     modules = {"orders": ORDERS, **audited()}

@@ -106,19 +106,31 @@ class TriggerChange:
 
     `operation` is insert, update, replace or delete, and `key` the document's `_id`. `updated` are the fields that an
     update set, by their paths, and `removed` the paths that it removed; both are empty for other operations. `at` is
-    the cluster time, to the second; `position` the resume token, which no other change has. `document` and `before`
-    raise `LeftOut` when they were too large to be reported.
+    the cluster time, to the second; `position` the resume token, which no other change has. What was too large to be
+    reported raises `LeftOut`.
     """
 
     operation: str
     key: Any
-    updated: Mapping[str, Any]
-    removed: Sequence[str]
     at: datetime
     position: str
+    _updated: Mapping[str, Any]
+    _removed: Sequence[str]
     _document: dict[str, Any] | None = None
     _before: dict[str, Any] | None = None
     _left_out: frozenset[str] = frozenset()
+
+    @property
+    def updated(self) -> Mapping[str, Any]:
+        """The fields that an update set."""
+        self._require("updated")
+        return self._updated
+
+    @property
+    def removed(self) -> Sequence[str]:
+        """The fields that an update removed."""
+        self._require("updated")
+        return self._removed
 
     @property
     def document(self) -> dict[str, Any] | None:
@@ -143,7 +155,7 @@ class Seen(NamedTuple):
     """A change that one trigger is called for, as it was read; `key` is the document's.
 
     `content` is the BSON of operation, key, document, before, updated, removed, and left_out: the names of those
-    of them that were too large.
+    of them that were too large, and `match` where it is not known whether the trigger's applies.
     """
 
     trigger: str
@@ -202,15 +214,19 @@ class Reacted(NamedTuple):
 
 
 def change_of(seen: Seen) -> TriggerChange:
-    """Give what the function gets: a copy of its own."""
+    """Give what the function gets: a copy of its own; raises `LeftOut` when it is not known whether it is called."""
     content = decoded(seen.content)
+    if "match" in content["left_out"]:
+        raise LeftOut(
+            "whether the trigger's match applies is not known: the change is too large to ask MongoDB"
+        )
     return TriggerChange(
         content["operation"],
         content["key"],
-        content["updated"],
-        content["removed"],
         seen.time.as_datetime(),
         seen.token,
+        content["updated"],
+        content["removed"],
         content["document"],
         content["before"],
         frozenset(content["left_out"]),

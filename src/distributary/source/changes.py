@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bson import Timestamp, encode
 from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import DocumentTooLarge, OperationFailure, PyMongoError
 
 from distributary.change import CODEC, Identity, Position, decoded, identity
 from distributary.derive.batch import is_storable
@@ -31,6 +31,9 @@ _OWN = "_distributary"
 #: fits into a reply, and into a dead letter.
 MOST_BYTES = 14 * 1024 * 1024
 
+#: Bytes of a change with the document that was read for it; a dead letter has 16 MB, and more to hold.
+KEPT_BYTES = 15 * 1024 * 1024
+
 #: Bytes of changes that one aggregation is asked about, unless it is one change.
 ASKED_BYTES = 8 * 1024 * 1024
 
@@ -38,7 +41,7 @@ ASKED_BYTES = 8 * 1024 * 1024
 REPLY_BYTES = 4 * 1024 * 1024
 
 #: Fields of an event, and the names under which a trigger has them.
-_IMAGES = {"document": "fullDocument", "before": "fullDocumentBeforeChange"}
+_PARTS = {"document": "fullDocument", "before": "fullDocumentBeforeChange", "updated": "updateDescription"}
 
 _ENDS = ["dropDatabase", "invalidate"]
 _OPERATIONS = frozenset({"insert", "update", "replace", "delete"})
@@ -114,14 +117,12 @@ def _shape(project: Mapping[str, Any] | None) -> list[Document]:
     stages: list[Document] = [{"$set": {_OWN: own}}]
     if project is not None:
         stages.append({"$project": projection(project)})
-    sizes = {name: _size(f"${field}") for name, field in _IMAGES.items()} | {
-        "updated": _size("$updateDescription")
-    }
+    sizes = {name: _size(f"${field}") for name, field in _PARTS.items()}
     return [
         *stages,
         {"$set": {f"{_OWN}.size": sizes}},
         {"$set": {f"{_OWN}.left_out": _left_out()}},
-        {"$set": {field: _unless_left_out(name, field) for name, field in _IMAGES.items()}},
+        {"$set": {field: _unless_left_out(name, field) for name, field in _PARTS.items()}},
     ]
 
 
@@ -130,17 +131,15 @@ def _size(field: str) -> Document:
 
 
 def _left_out() -> Document:
-    """Give the images that are too large beside the update: the pre-image goes first."""
+    """Give the parts that are too large: what an update changed goes last, and the document in front of it first."""
     updated, document, before = (f"${_OWN}.size.{name}" for name in ("updated", "document", "before"))
-    without_document = {"$gt": [{"$add": [updated, document]}, MOST_BYTES]}
-    kept = {"$cond": [without_document, 0, document]}
-    without_before = {"$gt": [{"$add": [updated, kept, before]}, MOST_BYTES]}
-    return {
-        "$concatArrays": [
-            {"$cond": [without_document, ["document"], []]},
-            {"$cond": [without_before, ["before"], []]},
-        ]
-    }
+    without_updated = {"$gt": [updated, MOST_BYTES]}
+    kept: Document = {"$cond": [without_updated, 0, updated]}
+    without_document = {"$gt": [{"$add": [kept, document]}, MOST_BYTES]}
+    kept = {"$add": [kept, {"$cond": [without_document, 0, document]}]}
+    without_before = {"$gt": [{"$add": [kept, before]}, MOST_BYTES]}
+    parts = {"updated": without_updated, "document": without_document, "before": without_before}
+    return {"$concatArrays": [{"$cond": [too_large, [name], []]} for name, too_large in parts.items()]}
 
 
 def _unless_left_out(name: str, field: str) -> Document:
@@ -186,6 +185,13 @@ class _Rule:
 
     trigger: Trigger
     stages: list[Document]
+
+
+class _Answers(NamedTuple):
+    """What the server reports of changes to a trigger, by token, and which of them it could not be asked about."""
+
+    reported: dict[str, RawBSONDocument]
+    undecided: set[str]
 
 
 class ChangeStream:
@@ -323,14 +329,15 @@ class ChangeStream:
     def _seen(self, events: Sequence[_Event]) -> Iterator[Seen]:
         """Give each change for each trigger that it is for, in the order of the changes."""
         events = self._completed(events)
-        asked = {id(rule): self._answers(rule, events) for rule in self._rules if rule.stages}
+        asked = [self._answers(rule, events) if rule.stages else None for rule in self._rules]
         for event in events:
-            for rule in self._rules:
+            for rule, answers in zip(self._rules, asked, strict=True):
                 if not _concerns(rule.trigger, event):
                     continue
-                reported = asked[id(rule)].get(event.token) if rule.stages else event.raw
+                reported = event.raw if answers is None else answers.reported.get(event.token)
                 if reported is not None:
-                    yield _seen(rule.trigger, event, reported)
+                    decided = answers is None or event.token not in answers.undecided
+                    yield _seen(rule.trigger, event, reported, decided=decided)
 
     def _completed(self, events: Sequence[_Event]) -> Sequence[_Event]:
         """Give updates the latest document where the server keeps no post-image; it is read now."""
@@ -360,14 +367,19 @@ class ChangeStream:
         for key, raw in zip(documents.keys(), documents.raw, strict=True):
             yield identity(key), raw
 
-    def _answers(self, rule: _Rule, events: Sequence[_Event]) -> dict[str, RawBSONDocument]:
+    def _answers(self, rule: _Rule, events: Sequence[_Event]) -> _Answers:
         """Ask the server which changes a trigger matches, and how it projects them."""
-        concerned = [each for each in events if _concerns(rule.trigger, each)]
-        return {
-            each["_id"]["_data"]: each
-            for some in _by_size(concerned)
-            for each in self._asked(rule, [event.raw for event in some])
-        }
+        answers = _Answers({}, set())
+        for some in _by_size([each for each in events if _concerns(rule.trigger, each)]):
+            try:
+                found = {
+                    each["_id"]["_data"]: each for each in self._asked(rule, [each.raw for each in some])
+                }
+            except DocumentTooLarge:
+                found = {each.token: each.raw for each in some}
+                answers.undecided.update(found)
+            answers.reported.update(found)
+        return answers
 
     def _asked(self, rule: _Rule, events: Sequence[RawBSONDocument]) -> Iterator[RawBSONDocument]:
         command = {
@@ -423,7 +435,7 @@ def _with_document(event: _Event, document: bytes | None) -> _Event:
 _RAW = CODEC.with_options(document_class=RawBSONDocument)
 
 
-def _seen(trigger: Trigger, event: _Event, reported: RawBSONDocument) -> Seen:
+def _seen(trigger: Trigger, event: _Event, reported: RawBSONDocument, *, decided: bool) -> Seen:
     update = reported.get("updateDescription") or {}
     content = {
         "operation": event.operation,
@@ -432,10 +444,19 @@ def _seen(trigger: Trigger, event: _Event, reported: RawBSONDocument) -> Seen:
         "before": reported.get("fullDocumentBeforeChange"),
         "updated": update.get("updatedFields") or {},
         "removed": [_legible(name) for name in update.get("removedFields") or []],
-        "left_out": event.left_out,
+        "left_out": [*event.left_out, *([] if decided else ["match"])],
     }
+    return Seen(trigger.name, event.source, event.key, event.time, event.token, _fitting(content))
+
+
+def _fitting(content: Document) -> bytes:
+    """Give a change in BSON, without what a dead letter has no room for: the document may have been read later."""
     encoded = encode(content, codec_options=CODEC)
-    return Seen(trigger.name, event.source, event.key, event.time, event.token, encoded)
+    for name, nothing in (("before", None), ("document", None), ("updated", {})):
+        if len(encoded) > KEPT_BYTES:
+            content = {**content, name: nothing, "left_out": [*content["left_out"], name]}
+            encoded = encode(content, codec_options=CODEC)
+    return encoded
 
 
 def _legible(name: str) -> str:
