@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from distributary.cli import distributary
 from distributary.config import KEYS, SECTIONS, Key
-from distributary.operate.privileges import NEEDS, Need, Role
+from distributary.operate.privileges import FIXES, NEEDS, Need, Role
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -157,7 +157,7 @@ _RESOURCES: dict[Role, tuple[str, dict[str, object]]] = {
 
 def privileges() -> str:
     """Give the page of what the users must be allowed to do."""
-    return "".join([_PRIVILEGES, *map(_need, NEEDS), _ROLE, _create_role(), "```\n"])
+    return "".join([_PRIVILEGES, *map(_need, [*NEEDS, *FIXES]), _ROLE, _create_role(), "```\n"])
 
 
 def _need(need: Need) -> str:

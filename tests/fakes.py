@@ -31,6 +31,8 @@ from distributary.change import (
 from distributary.derive.plan import Desired, Owner, Plan, Stored, reconcile, stored
 from distributary.derive.records import Place
 from distributary.derive.shadows import shadowed, written
+from distributary.derive.trigger import Event as Published
+from distributary.derive.trigger import Seen
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
 from distributary.parts import is_parts, parts_of, shared_of
 from distributary.ports import (
@@ -44,6 +46,7 @@ from distributary.ports import (
     Group,
     Marked,
     Outcome,
+    ParkedChange,
     Snapshot,
     Start,
 )
@@ -268,6 +271,7 @@ class _Rows:
     fences: dict[str, int] = field(default_factory=dict)
     letters: dict[tuple[str, Owner], Letter] = field(default_factory=dict)
     jobs: dict[Any, tuple[str, Job]] = field(default_factory=dict)
+    events: dict[tuple[str, str, str, int], Published] = field(default_factory=dict)
 
 
 class Deployment:
@@ -589,6 +593,13 @@ class FakeCheckpoints:
         }
 
 
+def _parked_change(letter: Letter) -> ParkedChange:
+    key, position = letter.document_key, letter.position
+    content = encode(letter.change or {}, codec_options=CODEC)
+    seen = Seen(letter.transform, letter.source, key, position.time, position.token, content)
+    return ParkedChange(seen, letter.kind, letter.due)
+
+
 @dataclass(frozen=True)
 class FakeLetters:
     """Dead letters in a `Deployment`."""
@@ -611,6 +622,20 @@ class FakeLetters:
         """Give those of these keys that are parked."""
         found = [self._mine().get(self._id(*key)) for key in keys]
         return [LetterKey(each.transform, each.key) for each in found if each]
+
+    def changes(self, trigger: str, keys: Sequence[Any] = ()) -> list[ParkedChange]:
+        """Give the changes that are parked for a trigger, in the source's order, without their contents."""
+        wanted = set(map(identity, keys))
+        found = [_parked_change(each) for each in self._mine().values() if each.change is not None]
+        mine = [each for each in found if each.seen.trigger == trigger]
+        named = [each for each in mine if not keys or identity(each.seen.key) in wanted]
+        bare = [each._replace(seen=each.seen._replace(content=b"")) for each in named]
+        return sorted(bare, key=lambda each: each.seen.token)
+
+    def change(self, key: LetterKey) -> ParkedChange | None:
+        """Give one parked change with its content."""
+        letter = self._mine().get(self._id(*key))
+        return _parked_change(letter) if letter and letter.change is not None else None
 
     def make_due(self, keys: Sequence[LetterKey], session: ClientSession) -> None:
         """Mark letters as worth trying again."""
@@ -649,6 +674,24 @@ class FakeLetters:
         letters = self.deployment.rows.letters
         if key in letters:
             letters[key] = replace(letters[key], due=True)
+
+
+@dataclass(frozen=True)
+class FakeOutbox:
+    """Events in a `Deployment`."""
+
+    deployment: Deployment
+    worker: str
+
+    def put(self, events: Sequence[Published], session: ClientSession) -> None:
+        """Add events; one that is there already takes its own place."""
+        for each in events:
+            self.deployment.rows.events[self.worker, each.position, each.trigger, each.number] = each
+
+    def waiting(self) -> list[Published]:
+        """Give the events of the worker, in order."""
+        found = sorted(self.deployment.rows.events.items())
+        return [event for key, event in found if key[0] == self.worker]
 
 
 @dataclass(frozen=True)

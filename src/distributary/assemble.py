@@ -25,6 +25,7 @@ from distributary.engine.precedence import Precedence
 from distributary.engine.retry import Verdict, judge, passes, reason
 from distributary.engine.slow import Slow
 from distributary.engine.tenure import Tenure
+from distributary.engine.triggers import Triggers
 from distributary.engine.worker import Goal, Parts, Settings, Worker
 from distributary.errors import LeaseLost
 from distributary.operate.positions import start_of
@@ -36,6 +37,7 @@ from distributary.sink.mongo import MongoSink
 from distributary.sink.rollups import Reader, Rollups, refuse_bad
 from distributary.sink.shelf import MongoShelf
 from distributary.source import deployment
+from distributary.source.changes import ChangeStream
 from distributary.source.documents import Documents
 from distributary.source.stream import Stream
 from distributary.state import BEGINNING, Checkpoint
@@ -43,6 +45,7 @@ from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from distributary.store.lease import Holder, Lease
 from distributary.store.letters import Letters
+from distributary.store.outbox import MongoOutbox
 from distributary.store.pending import Pending
 
 logger = log.get_logger()
@@ -206,7 +209,7 @@ class Assembled:
             {"derived": self.databases.derived, "state": self.databases.state},
         )
         deployment.refuse_loop(self.databases.raw, written)
-        deployment.refuse_unsuitable(self.databases.raw, self.registry.sources)
+        deployment.refuse_unsuitable(self.databases.raw, self.registry.read)
         return Wanted(
             worker=worker.name,
             transforms=self.registry.transforms,
@@ -238,6 +241,25 @@ class Assembled:
             told=lambda documents: self.slow.over(self.commits.behind(documents)),
             groups=self._reader() if self.registry.rollups else None,
             rollups=self._fingerprints(),
+            triggers=self._triggers(),
+        )
+
+    def _triggers(self) -> Triggers | None:
+        """Give what follows changes for triggers, if there are any."""
+        plugged, worker, databases = self.registry.triggers, self.config.worker, self.databases
+        if not plugged:
+            return None
+        return Triggers(
+            plugged=plugged,
+            new_source=lambda: ChangeStream(
+                databases.raw,
+                list(plugged.values()),
+                batch_changes=worker.batch_changes,
+                batch_bytes=worker.batch_bytes,
+            ),
+            outbox=MongoOutbox(databases.state, worker.name),
+            max_effects=worker.max_records,
+            start=Start() if worker.start == "backfill" else start_of(worker.start, databases.raw),
         )
 
     def _fingerprints(self) -> dict[str, str]:
@@ -258,6 +280,8 @@ class Assembled:
         pending.forget(list(self.registry.rollups))
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
+        if self.registry.triggers:
+            MongoOutbox(self.databases.state, self.config.worker.name).prepare()
 
     def _indexes(self) -> dict[str, Indexes]:
         """Give the indexes of each declared collection, with those by which rollups find their groups' records."""

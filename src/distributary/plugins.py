@@ -5,7 +5,7 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.abc import InspectLoader
@@ -15,12 +15,22 @@ from importlib.metadata import entry_points as installed_entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from distributary.derive import registry
-from distributary.derive.collect import collect, has_marks, hidden, mark_of, reachable, rollups_beside
+from distributary.derive.collect import (
+    collect,
+    has_marks,
+    hidden,
+    mark_of,
+    reachable,
+    rollups_beside,
+    trigger_mark_of,
+)
 from distributary.derive.fingerprint import Module
 from distributary.derive.registry import Found, Marked, Registry, build, faults, rollups_over
 from distributary.derive.transform import Function, Transform
+from distributary.derive.trigger import Trigger
 from distributary.derive.uses import misuses
 from distributary.errors import ConfigurationError, Fault
 from distributary.folders import PRIVATE, private_package
@@ -98,14 +108,34 @@ def _grouped(transform: Transform) -> Transform:
     return replace(transform, rollups=rollups_over(beside.values(), transform.collections))
 
 
+def trigger_of(function: Callable[[Any], Any]) -> Trigger:
+    """Do what `transform_of` does for a trigger."""
+    mark = trigger_mark_of(function)
+    if mark is None:
+        raise TypeError(f'{function!r} is no trigger: mark it with @trigger("collection")')
+    module = getattr(function, "__module__", "")
+    triggers = [marked for found in _found_in(module) for marked in found.triggers]
+    marked = next((marked for marked in triggers if marked.function is function), None)
+    if marked is not None:
+        return registry.trigger_of(marked)
+    names = frozenset(collection.name for collection in reachable(function))
+    options = (mark.operations, mark.match, mark.project)
+    return Trigger(mark.name, mark.source, function, "", names, module, *options)
+
+
 def _marked_in(name: str) -> Iterator[Marked]:
+    """Give the transforms in a loaded module, as far as its source is known."""
+    for found in _found_in(name):
+        yield from found.transforms
+
+
+def _found_in(name: str) -> list[Found]:
     """Give what is marked in a loaded module, as far as its source is known."""
     private = PRIVATE.match(name)
     root = private[0].rstrip(".") if private else name.partition(".")[0]
     resolve = cache(lambda name: _module(name, frozenset({root})))
     module = resolve(name) if name in sys.modules else None
-    for found in collect([module], (), resolve) if module else ():
-        yield from found.transforms
+    return collect([module], (), resolve) if module else []
 
 
 def _advertised() -> list[EntryPoint]:
@@ -142,8 +172,10 @@ class _Loading:
     def registry(self) -> Registry:
         """Build the registry; raises `ConfigurationError` with the faults of all modules and its own."""
         found = self.check()
-        if not any(module.transforms for module in found):
-            raise ConfigurationError([Fault(KEY, "there is no transform in any module.", _WRITE_ONE)])
+        if not any(module.transforms or module.triggers for module in found):
+            raise ConfigurationError(
+                [Fault(KEY, "there is no transform in any module, and no trigger.", _WRITE_ONE)]
+            )
         return build(found)
 
     def check(self) -> list[Found]:

@@ -14,8 +14,9 @@ from pymongo.client_session import ClientSession
 
 from distributary.change import Change, CollectionChange, Position, Version, decoded
 from distributary.derive.plan import Contest, Desired
+from distributary.derive.trigger import Event, Seen
 from distributary.excerpt import key_of
-from distributary.state import Checkpoint, Job, Letter, LetterKey, ParkedLetter, SlowTransform
+from distributary.state import Checkpoint, Job, Letter, LetterKey, LetterKind, ParkedLetter, SlowTransform
 
 
 class Batch(NamedTuple):
@@ -72,6 +73,11 @@ class Encoded(Sequence[dict[str, Any]]):
         """Give the keys of the documents."""
         return [key_of(each) for each in self._documents]
 
+    @property
+    def raw(self) -> Sequence[bytes]:
+        """The documents in BSON."""
+        return self._documents
+
     def fit(self, most: int | None) -> int:
         """Give how many of the first documents have so many bytes at most; one always fits."""
         if most is None:
@@ -127,6 +133,57 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Free what the server holds for the stream."""
+
+
+class ParkedChange(NamedTuple):
+    """A change that is parked."""
+
+    seen: Seen
+    kind: LetterKind
+    due: bool
+
+
+class SeenBatch(NamedTuple):
+    """What triggers are called for of so many `changes`, in the source's order, and the position behind them.
+
+    `torn` says that changes of the position's cluster time may follow.
+    """
+
+    seen: Sequence[Seen]
+    changes: int
+    position: Position
+    torn: bool = False
+
+
+class Changes(Protocol):
+    """A stream of changes with their images, for triggers."""
+
+    @property
+    def filter(self) -> str:
+        """What names the filter: a stream with another one opens by time."""
+
+    def open(self, start: Start, after: str = "") -> Position:
+        """Open the stream and give the position there, without what is not behind the token `after`.
+
+        Raises `PositionLost`.
+        """
+
+    def read(self, wait_ms: int) -> Iterable[SeenBatch]:
+        """Give the next changes, waiting up to `wait_ms`; the last batch has the position behind them."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server closed the stream; a new one opens behind the last position."""
+
+    def close(self) -> None:
+        """Free what the server holds for the stream."""
+
+
+class Outbox(Protocol):
+    """Where events lie that were committed with what they tell of, until they are published."""
+
+    def put(self, events: Sequence[Event], session: ClientSession) -> None:
+        """Add events in the session's transaction; an event that is there already takes its own place."""
 
 
 class Documents(Protocol):
@@ -469,6 +526,15 @@ class LetterStore(Protocol):
 
     def resolve(self, keys: Collection[LetterKey], session: ClientSession) -> None:
         """Remove the letters of documents that were derived."""
+
+    def changes(self, trigger: str, keys: Sequence[Any] = ()) -> list[ParkedChange]:
+        """Give the changes that are parked for a trigger, of these documents or of all, in the source's order.
+
+        Their contents are left out: they may be large.
+        """
+
+    def change(self, key: LetterKey) -> ParkedChange | None:
+        """Give one parked change with its content; None when it is not parked any more."""
 
     def release(self, places: Sequence[tuple[str, Any]], session: ClientSession) -> int:
         """Mark contested documents that wait for these (derived collection, key) as due."""

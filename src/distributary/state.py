@@ -74,6 +74,34 @@ class Rebuilding:
     swapping: bool = False
 
 
+class Gap(NamedTuple):
+    """A range of time whose changes no trigger has seen."""
+
+    since: Timestamp
+    until: Timestamp
+
+
+#: Gaps that a checkpoint tells apart; of more, the earliest ones count as one.
+GAPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerStream:
+    """How far the stream of the triggers is, with which filter, and what it never saw."""
+
+    position: Position
+    filter: str
+    gaps: tuple[Gap, ...] = ()
+
+    def lost(self, position: Position, filter_: str) -> "TriggerStream":
+        """Give the stream as it goes on at the present, with the gap before it."""
+        since, until = sorted((self.position.time, position.time))
+        gaps = (*self.gaps, Gap(since, until))
+        if len(gaps) > GAPS:
+            gaps = (Gap(gaps[0].since, gaps[1].until), *gaps[2:])
+        return TriggerStream(position, filter_, gaps)
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """How far a worker is, and of what.
@@ -82,6 +110,7 @@ class Checkpoint:
     the stream reaches later. `watched` are the collections that the stream's filter names. `detached` are
     the source collections that were dropped or renamed away, with the time of it. `revision` counts the
     commits: each one writes over the one before it or fails. `rollups` are the fingerprints of those that are built.
+    `triggers` is None until the worker has triggers.
     """
 
     worker: str
@@ -95,6 +124,7 @@ class Checkpoint:
     revision: int = 0
     rebuilding: Rebuilding | None = None
     rollups: Mapping[str, str] = field(default_factory=dict)
+    triggers: TriggerStream | None = None
 
     @property
     def version(self) -> Version:
@@ -130,11 +160,12 @@ class Checkpoint:
 
 
 class LetterKind(StrEnum):
-    """Why a document is parked."""
+    """Why a document is parked, or a change that a trigger failed for; `waiting` is one behind such a change."""
 
     FAILED = "failed"
     CONTESTED = "contested"
     REFUSED = "refused"
+    WAITING = "waiting"
 
 
 class LetterKey(NamedTuple):
@@ -149,7 +180,8 @@ class Letter:
     """A document that could not be derived, with everything needed to repair it.
 
     `waits_for` is the (derived collection, key) that another document owns; `due` says that it is worth
-    trying again now.
+    trying again now. A trigger's letter has the `change`, as `Seen.content` does, and is keyed by the document's key
+    and the change's position.
     """
 
     transform: str
@@ -162,6 +194,12 @@ class Letter:
     fingerprint: str
     waits_for: tuple[str, Any] | None = None
     due: bool = False
+    change: Mapping[str, Any] | None = None
+
+    @property
+    def document_key(self) -> Any:
+        """The key of the document that was not derived, or whose change is parked."""
+        return self.key["key"] if self.change is not None and "key" in self.key else self.key
 
 
 #: The stage of a rebuild in which it can no longer be cancelled.

@@ -61,6 +61,14 @@ def letter(key: Any, kind: LetterKind = LetterKind.FAILED, **fields: Any) -> Let
     return Letter("f", key, "raw", kind, "reason", "", POSITION, "code", **fields)
 
 
+def change(key: Any, token: str, kind: LetterKind = LetterKind.FAILED) -> Letter:
+    """Give the letter of a change of a document that trigger `f` failed for."""
+    content = {"operation": "update", "key": key, "document": {"_id": key, "token": token}}
+    position = Position(token, POSITION.time)
+    named = {"key": key, "position": token}
+    return Letter("f", named, "raw", kind, "reason", "", position, "code", change=content)
+
+
 def waiting(key: Any, collection: str, wanted: Any) -> Letter:
     """Give the letter of a document that waits for a key."""
     return letter(key, LetterKind.CONTESTED, waits_for=(collection, wanted))

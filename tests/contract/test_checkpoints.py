@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 from bson import Timestamp
 
+from distributary.change import Position
 from distributary.errors import CheckpointMoved, LeaseLost
 from distributary.ports import CheckpointStore
-from distributary.state import Built
+from distributary.state import Built, Gap, TriggerStream
 from distributary.store.checkpoints import Checkpoints
 from tests.conftest import Client, Databases
 from tests.contract.making import Transaction, aborted, checkpoint, transactions
@@ -33,7 +34,9 @@ class CheckpointStoreContract:
     def test_what_is_saved_is_loaded(self, store: CheckpointStore) -> None:
         """Nothing of a checkpoint is lost, and its revision is the next."""
         fence = store.raise_fence("w")
-        told = checkpoint(detached={"raw": Timestamp(1, 7)}, epoch=3)
+        gap = Gap(Timestamp(1, 1), Timestamp(2, 1))
+        stream = TriggerStream(Position("82A", Timestamp(3, 1)), "filter", (gap,))
+        told = checkpoint(detached={"raw": Timestamp(1, 7)}, epoch=3, triggers=stream)
         saved = store.save(told, fence)
         assert saved == replace(told, revision=1)
         assert store.load("w") == saved

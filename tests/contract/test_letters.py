@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 import pytest
+from bson import decode
 
 from distributary.ports import LetterStore
 from distributary.state import LetterKey, LetterKind, ParkedLetter
 from distributary.store.letters import Letters
 from tests.conftest import Client, Databases
-from tests.contract.making import Transaction, aborted, letter, transactions, waiting
+from tests.contract.making import Transaction, aborted, change, letter, transactions, waiting
 from tests.fakes import Deployment, FakeLetters
 
 #: Gives the letters of one worker; all workers share what lies there.
@@ -119,6 +120,34 @@ class LetterStoreContract:
         assert other.parked() == []
         assert [each.key for each in mine.parked()] == [("f", 1)]
         assert mine.due(["f"], 10) == []
+
+    def test_changes_are_kept_in_order(self, store: LetterStore, transaction: Transaction) -> None:
+        """Changes of a trigger come in the source's order, of some documents or all, with keys and kinds."""
+        with transaction() as session:
+            late = change(1, "82C", LetterKind.WAITING)
+            store.put([late, change({"a": 1}, "82B"), change(1, "82A"), letter(1)], session)
+        found = store.changes("f")
+        assert [(each.seen.key, each.seen.token) for each in found] == [
+            (1, "82A"),
+            ({"a": 1}, "82B"),
+            (1, "82C"),
+        ]
+        assert [each.kind for each in found] == [LetterKind.FAILED, LetterKind.FAILED, LetterKind.WAITING]
+        assert [each.seen.token for each in store.changes("f", [1.0])] == ["82A", "82C"]
+        assert store.changes("g") == []
+
+    def test_a_change_is_given_with_its_content(self, store: LetterStore, transaction: Transaction) -> None:
+        """One change is given whole; nothing when it is not parked any more, and never a document's letter."""
+        key = LetterKey("f", {"key": 1, "position": "82A"})
+        with transaction() as session:
+            store.put([change(1, "82A"), letter(1)], session)
+        found = store.change(key)
+        assert found is not None
+        assert decode(found.seen.content)["document"] == {"_id": 1, "token": "82A"}
+        assert store.change(LetterKey("f", 1)) is None
+        with transaction() as session:
+            store.resolve([key], session)
+        assert store.change(key) is None
 
 
 class TestFakeLetters(LetterStoreContract):

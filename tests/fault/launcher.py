@@ -26,15 +26,18 @@ from pymongo.client_session import ClientSession
 
 from distributary.cli import command_line
 from distributary.engine.derivation import Derivation
+from distributary.engine.reactions import Reactions
 from distributary.engine.rebuild import Rebuilds
 from distributary.engine.replay import Replays
 from distributary.engine.slices import Slices
+from distributary.engine.triggers import Reader
 from distributary.sink.mongo import MongoSink
 from distributary.sink.shelf import MongoShelf
 from distributary.source.stream import Stream
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.lease import Lease
 from distributary.store.letters import Letters
+from distributary.store.outbox import MongoOutbox
 from tests.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +100,11 @@ STEPS = {
     "rebuilt": Step(Rebuilds, "_swap", after=True),
     "dropped": Step(MongoShelf, "drop", after=False),
     "replayed": Step(Replays, "_batch", after=True),
+    "before the effects": Step(Reactions, "commit", after=False, counts=_some),
+    "events written": Step(MongoOutbox, "put", after=True, counts=_some),
+    "effects committed": Step(Reactions, "commit", after=True, counts=_some),
+    "triggers called": Step(Reader, "react", after=True),
+    "parked change done": Step(Reactions, "again", after=True),
 }
 
 

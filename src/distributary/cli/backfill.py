@@ -34,7 +34,7 @@ def command(config_path: Path | None, names: tuple[str, ...], only: str | None, 
     query = None if only is None else _query(only)
     config = open_config(config_path)
     plugged = registry(config)
-    chosen = plugged.only(names, "--transform").transforms
+    chosen = plugged.only_transforms(names).transforms
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         jobs = backfills(chosen, assembled.checkpoint())

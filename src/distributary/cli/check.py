@@ -23,14 +23,18 @@ _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
 @click.command("check")
 @config_option
 @json_option
-def command(config_path: Path | None, *, as_json: bool) -> int:
-    """Look whether everything that a worker needs is there; nothing is written.
+@click.option("--fix", is_flag=True, help="Switch on the images that triggers want; nothing else is written.")
+def command(config_path: Path | None, *, fix: bool, as_json: bool) -> int:
+    """Look whether everything that a worker needs is there; nothing is written without --fix.
+
+    With --fix, source collections whose triggers want the document before or behind a change keep it from now on
+    (changeStreamPreAndPostImages); what was switched on is told.
 
     Shows every finding with its cure. Exit code 2 when configuration or transform modules are wrong, else 3
     when the environment is; warnings leave it at 0.
     """
     findings = []
-    for finding in _found(config_path):
+    for finding in _found(config_path, fix=fix):
         findings.append(finding)
         if not as_json:
             _show(finding)
@@ -41,7 +45,7 @@ def command(config_path: Path | None, *, as_json: bool) -> int:
     return exit_code(findings)
 
 
-def _found(config_path: Path | None) -> Iterator[Finding]:
+def _found(config_path: Path | None, *, fix: bool) -> Iterator[Finding]:
     """Check the configuration, the modules, and as far as these allow the deployments."""
     try:
         config = open_config(config_path)
@@ -54,10 +58,10 @@ def _found(config_path: Path | None) -> Iterator[Finding]:
         plugged = registry(config)
     except ConfigurationError as error:
         yield from faults("transforms", error)
-    yield from _deployments(config, plugged)
+    yield from _deployments(config, plugged, fix=fix)
 
 
-def _deployments(config: Config, plugged: Registry | None) -> Iterator[Finding]:
+def _deployments(config: Config, plugged: Registry | None, *, fix: bool) -> Iterator[Finding]:
     try:
         with connect(config) as databases:
             yield from Preflight(
@@ -69,6 +73,7 @@ def _deployments(config: Config, plugged: Registry | None) -> Iterator[Finding]:
                 max_records=config.worker.max_records,
                 explain=of_driver,
                 sleep=time.sleep,
+                fix=fix,
             ).run()
     except PyMongoError as error:  # a connection string that only a name server can refuse
         yield from faults("source", of_driver(error) or EnvironmentFault(f"{error}"))

@@ -119,7 +119,7 @@ def retry(
         letters = chosen(databases.state, config.worker.name, ids, transform, kinds)
         if letters:
             with progress("Deriving", as_json=as_json) as bar:
-                carry_out(assembled, retries(letters), bar.update)
+                carry_out(assembled, retries(letters, plugged.triggers), bar.update)
         left = remaining(databases.state, letters)
     if as_json:
         emit_json({"tried": len(letters), "parked": [answer(each) for each in left]})
@@ -199,7 +199,7 @@ def _name(letters: Sequence[StoredLetter]) -> None:
     for each in letters[:SHOWN]:
         letter = each.letter
         reason = letter.reason.partition("\n")[0]
-        click.echo(f"  {each.id} {letter.transform} {one_line(letter.key)}: {reason}")
+        click.echo(f"  {each.id} {letter.transform} {one_line(letter.document_key)}: {reason}")
     if len(letters) > SHOWN:
         click.echo(f"  … and {len(letters) - SHOWN:,} more")
 
@@ -215,7 +215,7 @@ def _print(found: Listing) -> None:
     table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
     for each in found.letters:
         letter = each.letter
-        place = (letter.transform, one_line(letter.key), letter.kind.value)
+        place = (letter.transform, one_line(letter.document_key), letter.kind.value)
         table.add_row(
             each.id, *place, str(each.attempts), _time(each.last_at), letter.reason.partition("\n")[0]
         )
@@ -227,8 +227,11 @@ def _print(found: Listing) -> None:
 def _lines(stored: StoredLetter) -> Iterator[tuple[str, str]]:
     letter = stored.letter
     yield "id", stored.id
-    yield "document", f"{letter.source} _id {one_line(letter.key)}"
-    yield "transform", f"{letter.transform} (fingerprint {letter.fingerprint}, worker {stored.worker})"
+    yield "document", f"{letter.source} _id {one_line(letter.document_key)}"
+    role = "transform" if letter.change is None else "trigger"
+    yield role, f"{letter.transform} (fingerprint {letter.fingerprint}, worker {stored.worker})"
+    if letter.change is not None:
+        yield "change", one_line(letter.change)
     yield "kind", letter.kind.value
     yield "reason", letter.reason
     if letter.waits_for:

@@ -54,7 +54,7 @@ def command(
     asked = [parse_key(each) for each in ids]
     config = open_config(config_path)
     plugged = registry(config)
-    plugged.only([name], "NAME")
+    plugged.only_transforms([name], "NAME")
     with connect(config) as databases:
         preview = Preview(Assembled(config, databases, plugged).sides(), name)
         found = preview.of_keys(asked) if asked else preview.of_sample(sample or SAMPLE)

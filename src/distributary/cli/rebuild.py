@@ -59,7 +59,7 @@ def command(
     if left_behind:
         return _drop(config, as_json=as_json)
     plugged = registry(config)
-    chosen = plugged.only(names, "NAME").transforms
+    chosen = plugged.only_transforms(names, "NAME").transforms
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         job = rebuild(plugged, chosen, keep=keep, undo=undo)

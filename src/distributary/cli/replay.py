@@ -42,7 +42,7 @@ def command(
     """
     config = open_config(config_path)
     plugged = registry(config)
-    chosen = plugged.only(names, "--transform").transforms
+    chosen = plugged.only_transforms(names).transforms
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         checkpoint = assembled.checkpoint()

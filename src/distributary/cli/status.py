@@ -19,7 +19,7 @@ from distributary.cli.common import config_option, console, emit_json, json_opti
 from distributary.config import Config
 from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, Fault
-from distributary.operate.status import JobStatus, WorkerState, WorkerStatus, iso, workers
+from distributary.operate.status import JobStatus, TriggersStatus, WorkerState, WorkerStatus, iso, workers
 from distributary.state import JobKind
 from distributary.store.pending import PendingGroups
 
@@ -121,6 +121,7 @@ def _worker(status: WorkerStatus, *, terminal: bool) -> Iterator[RenderableType]
         )
     if status.pending.groups:
         yield _pending(status.pending)
+    yield from _triggers(status)
     for name, when in status.detached.items():
         yield Text(f"  source {name!r} is gone since {iso(when)}; its records are kept", "yellow")
 
@@ -131,13 +132,26 @@ def _pending(pending: PendingGroups) -> Text:
     return Text(told, "red" if failing else "")
 
 
+def _triggers(status: WorkerStatus) -> Iterator[RenderableType]:
+    """Tell how far triggers are, what they have not seen, and how many events wait."""
+    if status.triggers is not None:
+        names = ", ".join(status.triggers.names) or "none that is plugged in"
+        at = iso(status.triggers.stream.position.time)
+        yield Text(f"  triggers {names}: position {at}; {_distance(status.triggers)}")
+        for gap in status.triggers.stream.gaps:
+            yield Text(f"  unseen by triggers: changes from {iso(gap.since)} to {iso(gap.until)}", "red")
+    if status.outbox:
+        waits = "event waits" if status.outbox == 1 else "events wait"
+        yield Text(f"  outbox: {status.outbox:,} {waits} to be published")
+
+
 def _headline(status: WorkerStatus) -> Text:
     held = f", held by {status.holder}" if status.holder else ""
     text = Text(f"worker {status.name}: ", "bold")
     return text.append(status.state.value, _STYLES[status.state]).append(held, "not bold")
 
 
-def _distance(status: WorkerStatus) -> str:
+def _distance(status: WorkerStatus | TriggersStatus) -> str:
     lag = "lag unknown" if status.lag_seconds is None else f"lag {timedelta(seconds=status.lag_seconds)}"
     if status.headroom_seconds is None:
         return f"{lag}, headroom unknown"

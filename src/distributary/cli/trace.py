@@ -40,6 +40,7 @@ _AGREES = {
     Agreement.NOT_YIELDED: "no longer yielded",
     Agreement.FAILING: "kept, since the document cannot be derived now",
     Agreement.UNKNOWN: "not compared, since the transform is not plugged in here",
+    Agreement.EFFECT: "an effect of the change at that time, which nothing yields again",
 }
 
 
@@ -103,8 +104,11 @@ def _facts(trace: RecordTrace) -> Iterator[tuple[str, str]]:
         )
         return
     yield "document", f"{trace.code.source} {one_line(trace.source_key)}, {_there(trace)}"
-    yield "transform", _transform(trace.code)
-    yield "fingerprint", _fingerprint(trace.code)
+    if trace.held.agreement is Agreement.EFFECT:
+        yield "trigger", _transform(trace.code)
+    else:
+        yield "transform", _transform(trace.code)
+        yield "fingerprint", _fingerprint(trace.code)
     yield "version", _version(trace.held)
     if trace.code.worker is not None:
         yield "worker", _worker(trace.code)

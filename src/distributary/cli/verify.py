@@ -48,7 +48,7 @@ def command(
     """
     config = open_config(config_path)
     plugged = registry(config)
-    chosen = plugged.only(names, "--transform").transforms
+    chosen = plugged.only_transforms(names).transforms
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         with progress("Comparing", unit="documents and records", as_json=as_json) as bar:
@@ -77,7 +77,7 @@ def _repairing(assembled: Assembled) -> Callable[[Sequence[Job]], object]:
 
 def _answer(result: Verification) -> dict[str, Any]:
     counts = ("documents", "records", "collections", *_KINDS, "repaired", "unsettled", "parked", "contested")
-    apart = ("detached", "outdated", "not_built", "left_behind")
+    apart = ("detached", "outdated", "not_built", "left_behind", "audited")
     return {
         "equal": result.equal,
         **{name: getattr(result, name) for name in counts},
@@ -149,6 +149,7 @@ def _apart(result: Verification) -> Iterator[str]:
         "outdated, built by other code than is plugged in": result.outdated,
         "not built yet": result.not_built,
         "left behind, not plugged in": result.left_behind,
+        "filled by triggers, which cannot be recomputed": result.audited,
     }
     yield from (f"not compared: {what}: {', '.join(some)}" for what, some in names.items() if some)
     if result.parked or result.contested:

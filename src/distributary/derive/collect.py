@@ -15,10 +15,11 @@ from distributary.derive.fingerprint import (
     parsed,
     rollups_in,
 )
-from distributary.derive.found import Declared, DeclaredRollup, Found, Marked
+from distributary.derive.found import Declared, DeclaredRollup, Found, Marked, MarkedTrigger
 from distributary.derive.records import DerivedCollection
 from distributary.derive.rollup import Rollup
 from distributary.derive.transform import MARK, Mark
+from distributary.derive.trigger import TRIGGER_MARK, TriggerMark
 from distributary.errors import Fault
 
 _IMPORT = (ast.Import, ast.ImportFrom)
@@ -35,10 +36,18 @@ def collect(modules: Sequence[Module], helpers: Iterable[Module], resolve: Resol
     """
     helpers = list(helpers)
     own = [
-        Found(module.name, tuple(_marked(module, resolve)), tuple(_declared(module)), tuple(_rollups(module)))
+        Found(
+            module.name,
+            tuple(_marked(module, resolve)),
+            tuple(_declared(module)),
+            tuple(_rollups(module)),
+            tuple(_triggers(module, resolve)),
+        )
         for module in modules
     ]
-    named = {id(item) for found in own for marked in found.transforms for item in marked.code.collections}
+    codes = [marked.code for found in own for marked in found.transforms]
+    codes += [marked.code for found in own for marked in found.triggers]
+    named = {id(item) for code in codes for item in code.collections}
     beside = [
         Found(module.name, (), tuple(item for item in _declared(module) if id(item.collection) in named))
         for module in helpers
@@ -53,28 +62,32 @@ def collect(modules: Sequence[Module], helpers: Iterable[Module], resolve: Resol
 
 
 def hidden(module: Module) -> Iterator[Fault]:
-    """Give a fault for each transform that a later function of the same name in its module hides."""
+    """Give a fault for each transform or trigger that a later function of the same name in its module hides."""
     last: dict[str, int] = {}
     for statement in reversed(parsed(module.source).body):
         if isinstance(statement, ast.FunctionDef):
             later = last.setdefault(statement.name, statement.lineno)
-            if later != statement.lineno and _is_marked(statement, module):
-                yield _hidden(f"{module.file}:{statement.lineno}", statement.name, later)
+            if later != statement.lineno and (kind := _kind(statement, module)):
+                yield _hidden(f"{module.file}:{statement.lineno}", kind, statement.name, later)
 
 
-def _hidden(place: str, name: str, line: int) -> Fault:
+def _hidden(place: str, kind: str, name: str, line: int) -> Fault:
     return Fault(
-        place, f"transform {name!r} is hidden by the function {name!r} in line {line}.", "Rename one."
+        place,
+        f"{kind} {name!r} is hidden by the function {name!r} in line {line}.",
+        "Rename one.",
     )
 
 
-def _is_marked(statement: ast.FunctionDef, module: Module) -> bool:
-    return any(marks(decorator, module.values) for decorator in statement.decorator_list)
+def _kind(statement: ast.FunctionDef, module: Module) -> str:
+    """Say whether a function is marked as a transform or a trigger; empty if it is neither."""
+    kinds = (marks(decorator, module.values) for decorator in statement.decorator_list)
+    return next(filter(None, kinds), "")
 
 
 def has_marks(values: Iterable[object]) -> bool:
-    """Tell whether any of a module's values is marked as a transform."""
-    return any(mark_of(value) for value in values)
+    """Tell whether any of a module's values is marked as a transform or a trigger."""
+    return any(mark_of(value) or trigger_mark_of(value) for value in values)
 
 
 def reachable(function: object) -> Iterator[DerivedCollection]:
@@ -97,6 +110,32 @@ def mark_of(value: object) -> Mark | None:
     """Give what `@transform` left on a value, None where it left nothing."""
     mark = inspect.getattr_static(value, MARK, None)
     return mark if isinstance(mark, Mark) else None
+
+
+def trigger_mark_of(value: object) -> TriggerMark | None:
+    """Give what `@trigger` left on a value, None where it left nothing."""
+    mark = inspect.getattr_static(value, TRIGGER_MARK, None)
+    return mark if isinstance(mark, TriggerMark) else None
+
+
+def _triggers(module: Module, resolve: Resolve) -> Iterator[MarkedTrigger]:
+    seen: set[int] = set()
+    for line, name in _lines(
+        module, [name for name, value in module.values.items() if trigger_mark_of(value)]
+    ):
+        value = module.values[name]
+        mark = trigger_mark_of(value)
+        if mark and id(value) not in seen and _defines(module, name):
+            seen.add(id(value))
+            code = code_of(module, name, mark.source, resolve)
+            reads = frozenset[str]().union(*map(_reads, module.bindings.get(name, ())))
+            yield MarkedTrigger(mark, value, f"{module.file}:{line}", code, reads)
+
+
+def _reads(statement: ast.stmt) -> frozenset[str]:
+    """Give those of the attributes with a change's images that a statement names."""
+    named = {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute)}
+    return frozenset(named & {"before", "document"})
 
 
 def _marked(module: Module, resolve: Resolve) -> Iterator[Marked]:

@@ -22,6 +22,7 @@ from distributary.derive.names import bound, changed, dotted, imported_as, is_ma
 from distributary.derive.records import DerivedCollection
 from distributary.derive.rollup import Rollup
 from distributary.derive.transform import transform
+from distributary.derive.trigger import trigger
 
 #: Fields of the syntax tree that follow from others or are no code.
 _IGNORED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
@@ -279,9 +280,10 @@ def _essence(tree: ast.Module, values: Mapping[str, Any]) -> list[ast.stmt]:
     return [statement for statement in tree.body if not is_main_guard(statement)]
 
 
-def marks(decorator: ast.expr, values: Mapping[str, Any]) -> bool:
-    """Tell whether a decorator is `@transform(...)`, under whatever name it was imported."""
-    return isinstance(decorator, ast.Call) and _named(decorator.func, values) is transform
+def marks(decorator: ast.expr, values: Mapping[str, Any]) -> str:
+    """Say whether a decorator is that of a transform or a trigger, under whatever name it was imported; else empty."""
+    kind = _named(decorator.func, values) if isinstance(decorator, ast.Call) else None
+    return next((each.__name__ for each in (transform, trigger) if kind is each), "")
 
 
 def _makes_collection(call: ast.Call, values: Mapping[str, Any]) -> bool:

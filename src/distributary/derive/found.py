@@ -3,14 +3,19 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from bson import encode
+from bson.errors import BSONError
+
+from distributary.change import CODEC
 from distributary.derive.fingerprint import Code
 from distributary.derive.records import ENGINE_FIELD, DerivedCollection
 from distributary.derive.rollup import Rollup, problems
 from distributary.derive.transform import Function, Mark
+from distributary.derive.trigger import OPERATIONS, TriggerMark
 from distributary.errors import Fault
 from distributary.parts import PARTS
 
@@ -40,6 +45,43 @@ class Marked:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkedTrigger:
+    """A function that is marked as a trigger; `reads` are the images of a change that its code names."""
+
+    mark: TriggerMark
+    function: Callable[[Any], Any]
+    place: str
+    code: Code
+    reads: frozenset[str]
+
+
+class _Named(Protocol):
+    """What the marks of transforms and triggers have in common."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+class _Function(Protocol):
+    """What is common to marked transforms and triggers."""
+
+    @property
+    def mark(self) -> _Named: ...
+
+    @property
+    def function(self) -> Callable[[Any], Any]: ...
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def code(self) -> Code: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Declared:
     """A derived collection as the loader found it at module level; `place` is `file:line`."""
 
@@ -63,23 +105,33 @@ class Found:
     transforms: tuple[Marked, ...] = ()
     collections: tuple[Declared, ...] = ()
     rollups: tuple[DeclaredRollup, ...] = ()
+    triggers: tuple[MarkedTrigger, ...] = ()
 
 
 def faults(found: Sequence[Found]) -> list[Fault]:
     """Give everything that is wrong with what the loader collected, each with its place and cure."""
     transforms = [marked for module in found for marked in module.transforms]
+    triggers = [marked for module in found for marked in module.triggers]
+    marked: list[_Function] = sorted([*transforms, *triggers], key=_place_of)
     declared = all_declared(found)
     rollups = all_rollups(found)
     return [
         *_each(_transform_faults, transforms),
-        *_transforms_of_one_name(transforms),
+        *_each(_trigger_faults, triggers),
+        *_one_name(marked),
+        *_written_by_both(transforms, triggers),
         *_each(_collection_faults, declared),
         *_collections_of_one_name([item for item in declared if _is_text(item.collection.name)]),
-        *_undeclared(transforms, declared),
+        *_undeclared(marked, declared),
         *_each(_rollup_faults, rollups),
         *_rollups_of_one_name(rollups, declared),
         *_over_undeclared(rollups, declared),
     ]
+
+
+def _place_of(marked: _Function) -> tuple[str, int]:
+    file, _, line = marked.place.rpartition(":")
+    return file, int(line)
 
 
 def index_keys(spec: str | Sequence[str]) -> list[tuple[str, int]]:
@@ -145,46 +197,112 @@ def _each(check: Callable[[T], Iterator[Fault]], items: Iterable[T]) -> Iterator
 
 
 def _transform_faults(marked: Marked) -> Iterator[Fault]:
+    yield from _function_faults(marked, "transform", "document")
+
+
+def _function_faults(marked: _Function, kind: str, argument: str) -> Iterator[Fault]:
+    """Give what is wrong with a marked function, whose kind is transform or trigger."""
     name, place = marked.mark.name, marked.place
     if not _is_text(name) or not _TRANSFORM_NAME.fullmatch(name):
         yield Fault(
             place,
-            f"{name!r:.80} cannot name a transform.",
-            "Use letters, digits, `_` and `-`, with a letter or `_` first: @transform(..., name=...).",
+            f"{name!r:.80} cannot name a {kind}.",
+            f"Use letters, digits, `_` and `-`, with a letter or `_` first: @{kind}(..., name=...).",
         )
     if problem := _name_problem(marked.mark.source, MAX_SOURCE_NAME_BYTES):
         yield Fault(
             place,
-            f"transform {name!r:.80}: {marked.mark.source!r:.80} cannot name a source collection: {problem}.",
+            f"{kind} {name!r:.80}: {marked.mark.source!r:.80} cannot name a source collection: {problem}.",
             "Write the name of a collection of the source database.",
         )
-    yield from _signature_faults(marked)
+    yield from _signature_faults(marked, kind, argument)
     for line in marked.code.inline:
         yield Fault(
             f"{place.rpartition(':')[0]}:{line}",
-            f"transform {name!r:.80} makes a derived collection while it derives.",
+            f"{kind} {name!r:.80} makes a derived collection while it derives.",
             "Declare the DerivedCollection at the module's top level and use it here by its name.",
         )
 
 
-def _signature_faults(marked: Marked) -> Iterator[Fault]:
+def _signature_faults(marked: _Function, kind: str, argument: str) -> Iterator[Fault]:
     function, name = marked.function, marked.mark.name
     inner = inspect.unwrap(function)
     if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
         yield Fault(
             marked.place,
-            f"transform {name!r:.80} is async.",
-            "Write it with a plain `def`: a transform is a pure function and has nothing to wait for.",
+            f"{kind} {name!r:.80} is async.",
+            f"Write it with a plain `def`: a {kind} is a pure function and has nothing to wait for.",
         )
     if isinstance(function, type) or not _takes_one_argument(function):
         yield Fault(
             marked.place,
-            f"transform {name!r:.80} must be a function of exactly one positional argument, the document.",
-            "Write it as `def name(document):`.",
+            f"{kind} {name!r:.80} must be a function of exactly one positional argument, the {argument}.",
+            f"Write it as `def name({argument}):`.",
         )
 
 
-def _takes_one_argument(function: Function) -> bool:
+#: The fields of a change as MongoDB reports it.
+_REPORTED = frozenset(
+    {
+        "_id",
+        "operationType",
+        "fullDocument",
+        "fullDocumentBeforeChange",
+        "updateDescription",
+        "ns",
+        "documentKey",
+        "clusterTime",
+        "wallTime",
+        "lsid",
+        "txnNumber",
+    }
+)
+
+
+def _trigger_faults(marked: MarkedTrigger) -> Iterator[Fault]:
+    yield from _function_faults(marked, "trigger", "change")
+    place, name = marked.place, f"trigger {marked.mark.name!r:.80}"
+    operations = marked.mark.operations
+    unknown = [each for each in operations if each not in OPERATIONS]
+    if unknown or not operations:
+        named = f"{unknown[0]!r:.80} is no operation" if unknown else "it has no operations"
+        yield Fault(place, f"{name}: {named}.", f"Name some of {', '.join(OPERATIONS)}, as a list.")
+    for option in ("match", "project"):
+        value = getattr(marked.mark, option)
+        if value is not None and not (isinstance(value, Mapping) and value):
+            yield Fault(
+                place,
+                f"{name}: {option} is {value!r:.80}, not a dict with something in it.",
+                'Write it over the change as MongoDB reports it: {"fullDocument.state": ...}, or leave it out.',
+            )
+        elif value is not None and (problem := _encoding_problem(value)):
+            yield Fault(
+                place, f"{name}: {option} cannot be written as BSON: {problem}.", "Use BSON values only."
+            )
+    yield from _projection_faults(place, name, marked.mark.project)
+
+
+def _encoding_problem(value: Mapping[str, Any]) -> str:
+    """Say why this cannot be sent to a server; empty if it can."""
+    try:
+        encode(value, codec_options=CODEC)
+    except (BSONError, UnicodeError, TypeError, OverflowError, RecursionError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _projection_faults(place: str, name: str, project: object) -> Iterator[Fault]:
+    fields = [each for each in project if isinstance(each, str)] if isinstance(project, Mapping) else []
+    for field in fields:
+        if field.split(".")[0] not in _REPORTED:
+            yield Fault(
+                place,
+                f"{name}: project names {field!r:.80}, which is no field of a change.",
+                f"A change has {', '.join(sorted(_REPORTED))}; what is made of them, the trigger makes.",
+            )
+
+
+def _takes_one_argument(function: Callable[[Any], Any]) -> bool:
     try:
         parameters = _parameters(function)
     except (ValueError, TypeError):
@@ -197,7 +315,7 @@ def _takes_one_argument(function: Function) -> bool:
     return not required and (len(positional) == 1 or (starred and not positional))
 
 
-def _parameters(function: Function) -> list[inspect.Parameter]:
+def _parameters(function: Callable[[Any], Any]) -> list[inspect.Parameter]:
     """Give a function's parameters without evaluating its annotations, which Python 3.14 would do."""
     options: dict[str, Any] = {}
     if sys.version_info >= (3, 14):
@@ -207,15 +325,39 @@ def _parameters(function: Function) -> list[inspect.Parameter]:
     return list(inspect.signature(function, **options).parameters.values())
 
 
-def _transforms_of_one_name(transforms: Sequence[Marked]) -> Iterator[Fault]:
-    first: dict[str, Marked] = {}
-    for marked in transforms:
-        name = marked.mark.name
+def _kind(marked: _Function) -> str:
+    return "trigger" if isinstance(marked, MarkedTrigger) else "transform"
+
+
+def _one_name(functions: Sequence[_Function]) -> Iterator[Fault]:
+    """Give a fault for each transform or trigger whose name another one has."""
+    first: dict[str, _Function] = {}
+    for marked in functions:
+        name, kind = marked.mark.name, _kind(marked)
         if first.setdefault(name, marked) is not marked:
+            other = _kind(first[name])
+            problem = f"a second {kind} is" if kind == other else f"a {kind} is, as a {other},"
             yield Fault(
                 marked.place,
-                f"a second transform is called {name!r}; the first is at {first[name].place}.",
-                "Rename one of the functions, or give one a name: @transform(..., name=...).",
+                f"{problem} called {name!r}; the first is at {first[name].place}.",
+                f"Rename one of the functions, or give one a name: @{kind}(..., name=...).",
+            )
+
+
+def _written_by_both(transforms: Sequence[Marked], triggers: Sequence[MarkedTrigger]) -> Iterator[Fault]:
+    """Give a fault for each derived collection that is named by a transform and by a trigger."""
+    writers: dict[str, Marked] = {}
+    for marked in transforms:
+        for collection in marked.code.collections:
+            writers.setdefault(collection.name, marked)
+    for trigger in triggers:
+        for name in sorted({each.name for each in trigger.code.collections} & writers.keys()):
+            other = writers[name]
+            yield Fault(
+                trigger.place,
+                f"trigger {trigger.mark.name!r} writes derived collection {name!r}, which transform "
+                f"{other.mark.name!r} ({other.place}) writes, too.",
+                "Give each its own: what transforms write is recomputed, and what triggers write cannot be.",
             )
 
 
@@ -231,14 +373,14 @@ def _collections_of_one_name(declared: Sequence[Declared]) -> Iterator[Fault]:
             )
 
 
-def _undeclared(transforms: Sequence[Marked], declared: Sequence[Declared]) -> Iterator[Fault]:
+def _undeclared(functions: Sequence[_Function], declared: Sequence[Declared]) -> Iterator[Fault]:
     known = {id(item.collection) for item in declared}
-    for marked in transforms:
+    for marked in functions:
         unknown = {item.name for item in marked.code.collections if id(item) not in known}
         for name in sorted(unknown):
             yield Fault(
                 marked.place,
-                f"transform {marked.mark.name!r} names derived collection {name!r}, "
+                f"{_kind(marked)} {marked.mark.name!r} names derived collection {name!r}, "
                 "which no transform module declares at its top level.",
                 "Declare it there, or import it there by its name.",
             )

@@ -1,7 +1,7 @@
 """The registry: which transforms and derived collections there are, immutable and free of faults."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
@@ -10,6 +10,7 @@ from distributary.derive.found import (
     DeclaredRollup,
     Found,
     Marked,
+    MarkedTrigger,
     all_declared,
     all_rollups,
     faults,
@@ -18,6 +19,7 @@ from distributary.derive.found import (
 from distributary.derive.records import DerivedCollection
 from distributary.derive.rollup import Rollup
 from distributary.derive.transform import Shapes, Transform
+from distributary.derive.trigger import Trigger
 from distributary.errors import ConfigurationError, Fault
 
 __all__ = ["Declared", "Found", "Marked", "Registry", "build", "faults", "index_keys"]
@@ -28,7 +30,8 @@ class Registry:
     """Transforms by name, derived collections by name, and the transforms of each source collection.
 
     `sources` is sorted; `places` tells where a derived collection or rollup is declared. `declared` are the names of
-    all of them, also of those that no chosen transform names. Made by `build`.
+    all of them, also of those that no chosen transform names. What triggers fill is among the `collections`, and what
+    they read is not among the `sources`. Made by `build`.
     """
 
     transforms: Mapping[str, Transform]
@@ -38,23 +41,44 @@ class Registry:
     places: Mapping[str, str]
     declared: frozenset[str]
     rollups: Mapping[str, Rollup]
+    triggers: Mapping[str, Trigger] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def audited(self) -> frozenset[str]:
+        """The derived collections that triggers fill: they cannot be recomputed."""
+        return frozenset[str]().union(*(each.collections for each in self.triggers.values()))
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The source collections of transforms and triggers, sorted."""
+        return tuple(sorted({*self.sources, *(each.source for each in self.triggers.values())}))
 
     def only(self, names: Iterable[str], place: str = "worker.only") -> "Registry":
-        """Give the registry of these transforms and the collections that they name; of no names, itself.
+        """Give the registry of these transforms and triggers and the collections that they name; of no names, itself.
 
         Raises `ConfigurationError` with a fault at `place` for every name that is unknown.
         """
         wanted = frozenset(names)
-        faults = [_unknown(name, self.transforms, place) for name in sorted(wanted - self.transforms.keys())]
+        known = {*self.transforms, *self.triggers}
+        faults = [_unknown(name, known, place) for name in sorted(wanted - known)]
         if faults:
             raise ConfigurationError(faults)
         if not wanted:
             return self
         chosen = [transform for name, transform in self.transforms.items() if name in wanted]
-        named = frozenset[str]().union(*(transform.collections for transform in chosen))
+        triggers = [each for name, each in self.triggers.items() if name in wanted]
+        functions: list[Transform | Trigger] = [*chosen, *triggers]
+        named = frozenset[str]().union(*(each.collections for each in functions))
         declared = [item for item in self._declared() if item.collection.name in named]
         rollups = [item for item in self._rollups() if item.rollup.over.name in named]
-        return replace(_registry(chosen, declared, rollups), declared=self.declared)
+        return replace(_registry(chosen, declared, rollups, triggers), declared=self.declared)
+
+    def only_transforms(self, names: Iterable[str], place: str = "--transform") -> "Registry":
+        """Do what `only` does for what is to be derived: a trigger has nothing that could be derived again."""
+        reacting = [name for name in sorted(set(names)) if name in self.triggers]
+        if reacting:
+            raise ConfigurationError([_not_derived(name, place) for name in reacting])
+        return self.only(names, place)
 
     def owners_of(self, collection: str) -> frozenset[str]:
         """Give the names of the transforms whose code names a derived collection."""
@@ -64,12 +88,13 @@ class Registry:
 
     def check_loop(self, *, source_db_is_derived_db: bool) -> None:
         """Raise `ConfigurationError` when what transforms write would be read again as a source."""
-        both = [name for name in (*self.collections, *self.rollups) if name in self.by_source]
+        both = [name for name in (*self.collections, *self.rollups) if name in self.read]
         if source_db_is_derived_db and both:
             raise ConfigurationError([self._loop(name) for name in both])
 
     def _loop(self, name: str) -> Fault:
-        readers = ", ".join(repr(transform.name) for transform in self.by_source[name])
+        functions: list[Transform | Trigger] = [*self.transforms.values(), *self.triggers.values()]
+        readers = ", ".join(repr(each.name) for each in functions if each.source == name)
         kind = "rollup" if name in self.rollups else "derived collection"
         return Fault(
             self.places[name],
@@ -89,7 +114,8 @@ def build(found: Sequence[Found]) -> Registry:
     if wrong := faults(found):
         raise ConfigurationError(wrong)
     transforms = [transform_of(marked) for module in found for marked in module.transforms]
-    return _registry(transforms, all_declared(found), all_rollups(found))
+    triggers = [trigger_of(marked) for module in found for marked in module.triggers]
+    return _registry(transforms, all_declared(found), all_rollups(found), triggers)
 
 
 def transform_of(marked: Marked) -> Transform:
@@ -97,6 +123,23 @@ def transform_of(marked: Marked) -> Transform:
     names = frozenset(collection.name for collection in marked.code.collections)
     mark = marked.mark
     return Transform(mark.name, mark.source, marked.function, marked.code.fingerprint, names, marked.place)
+
+
+def trigger_of(marked: MarkedTrigger) -> Trigger:
+    """Give the trigger that a marked function is."""
+    mark, code = marked.mark, marked.code
+    return Trigger(
+        mark.name,
+        mark.source,
+        marked.function,
+        code.fingerprint,
+        frozenset(collection.name for collection in code.collections),
+        marked.place,
+        mark.operations,
+        mark.match,
+        mark.project,
+        marked.reads,
+    )
 
 
 def rollups_over(rollups: Iterable[Rollup], collections: Iterable[str]) -> dict[str, tuple[Rollup, ...]]:
@@ -107,7 +150,10 @@ def rollups_over(rollups: Iterable[Rollup], collections: Iterable[str]) -> dict[
 
 
 def _registry(
-    transforms: Sequence[Transform], declared: Sequence[Declared], rollups: Sequence[DeclaredRollup]
+    transforms: Sequence[Transform],
+    declared: Sequence[Declared],
+    rollups: Sequence[DeclaredRollup],
+    triggers: Sequence[Trigger],
 ) -> Registry:
     plain, shapes = [item.rollup for item in rollups], Shapes()
     transforms = [
@@ -129,6 +175,15 @@ def _registry(
         ),
         declared=frozenset(item.collection.name for item in declared) | {each.name for each in plain},
         rollups=MappingProxyType({each.name: each for each in plain}),
+        triggers=MappingProxyType({each.name: each for each in triggers}),
+    )
+
+
+def _not_derived(name: str, place: str) -> Fault:
+    return Fault(
+        place,
+        f"{name!r} is a trigger: it yields effects of changes, and has no records to derive, compare or build anew.",
+        "Name transforms. Changes that a trigger failed for are tried again by `distributary dead-letters retry`.",
     )
 
 

@@ -24,6 +24,9 @@ from distributary.parts import called, is_parts, shared_of
 Function = Callable[[dict[str, Any]], Iterable[Record] | Record | None]
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: The modules whose frames a traceback does not show.
+_OWN = frozenset({__name__, "distributary.derive.trigger"})
+
 #: The attribute that `@transform` leaves on a function for the loader to find.
 MARK = "__distributary__"
 
@@ -219,6 +222,6 @@ def _repeated(records: list[EncodedRecord]) -> str:
 def _trace(error: BaseException) -> str:
     """Give the traceback from the transform inwards, without the engine's own frames."""
     tail = error.__traceback__
-    while tail and tail.tb_frame.f_globals.get("__name__") == __name__:
+    while tail and tail.tb_frame.f_globals.get("__name__") in _OWN:
         tail = tail.tb_next
     return "".join(traceback.format_exception(type(error), error, tail))

@@ -123,6 +123,20 @@ class Committer:
         self.marks = 0
 
     @property
+    def stores(self) -> Stores:
+        """What survives a restart."""
+        return self._stores
+
+    @property
+    def fence(self) -> int:
+        """The fence under which everything is committed."""
+        return self._fence
+
+    def check(self, changes: int, letters: Sequence[Letter]) -> None:
+        """Count changes and those of them that failed; raises `TooManyDeadLetters`."""
+        self._breaker.check(changes, letters)
+
+    @property
     def parked(self) -> int:
         """The number of documents that are parked."""
         return len(self._parked)

@@ -34,15 +34,19 @@ from distributary.engine.report import Report
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.engine.rollups import Builds, Draining
 from distributary.engine.slices import Slices
+from distributary.engine.triggers import Triggers, TriggersLost, TriggerTail, follow
 from distributary.errors import POSITION_CURE, ConfigurationError, Fault, PositionLost
 from distributary.log import get_logger
-from distributary.ports import Batch, Carrier, Documents, GroupReader, Shelf, Source, Start
-from distributary.state import Job, JobKind
+from distributary.ports import Batch, Carrier, Changes, Documents, GroupReader, Shelf, Source, Start
+from distributary.state import Checkpoint, Job, JobKind
 
 log = get_logger()
 
 #: How often the worker looks for jobs that were asked for, in seconds.
 LOOK_SECONDS = 1.0
+
+#: How long the loop waits for a batch when there is nothing else to do, in seconds.
+WAIT_SECONDS = 0.1
 
 #: Batches between two runs of the cyclic garbage collector while changes keep coming.
 COLLECT_BATCHES = 200
@@ -93,6 +97,7 @@ class Parts:
     told: Callable[[Iterable[Latest]], Iterable[Latest]]
     groups: GroupReader | None = None
     rollups: Mapping[str, str] = field(default_factory=dict)
+    triggers: Triggers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +116,9 @@ class Worker:
         self._settings = settings
         self._fence = fence
         self._stop = stop
-        self._lost = False
+        self._lost = self._triggers_lost = False
         self._losses = 0
+        self._followed: Changes | None = None
 
     def run(self, goal: Goal) -> None:
         """Work until the goal is reached or the stop event is set; transient failures are waited out."""
@@ -139,9 +145,15 @@ class Worker:
         source = self._parts.new_source()
         tail: _Tail | None = None
         try:
-            tail = _Tail(self._parts, self._settings, self._open(source), source, self._stop)
+            committer = self._open(source)
+            tail = _Tail(self._parts, self._settings, committer, source, self._stop, self._followed)
             tail.run(goal)
         except StreamEnded:
+            return False
+        except TriggersLost:
+            if not self._settings.resync:
+                raise
+            self._triggers_lost = True
             return False
         except PositionLost as error:
             self._lose(error, opened=tail is not None)
@@ -153,6 +165,9 @@ class Worker:
             raise
         finally:
             source.close()
+            if self._followed is not None:
+                self._followed.close()
+                self._followed = None
         return True
 
     def _lose(self, error: PositionLost, *, opened: bool) -> None:
@@ -176,11 +191,11 @@ class Worker:
         if beginning.changed:
             log.warning("code changed", transforms=beginning.changed)
         self._parts.prepare()
-        checkpoint, breaker = beginning.checkpoint, Breaker(*self._settings.breaker)
+        checkpoint, breaker = self._follow(beginning.checkpoint), Breaker(*self._settings.breaker)
         self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
         committer = Committer(self._parts.stores, self._wanted.transforms, checkpoint, self._fence, breaker)
         committer.begin(beginning.jobs, freed=beginning.freed)
-        self._lost = False
+        self._lost = self._triggers_lost = False
         log.info(
             "tailing",
             worker=self._wanted.worker,
@@ -189,6 +204,14 @@ class Worker:
             jobs=len(beginning.jobs),
         )
         return committer
+
+    def _follow(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Open the stream of the triggers, if there are any, and give the checkpoint with its position."""
+        if self._parts.triggers is None:
+            return checkpoint
+        newest, lost = self._parts.newest(), self._triggers_lost
+        self._followed, checkpoint = follow(self._parts.triggers, checkpoint, newest, lost=lost)
+        return checkpoint
 
     def _begin(self, source: Source) -> Beginning:
         before = self._parts.stores.checkpoints.load(self._wanted.worker)
@@ -234,7 +257,13 @@ class _Tail:
     """One open stream: the loop of batches and job slices."""
 
     def __init__(
-        self, parts: Parts, settings: Settings, committer: Committer, source: Source, stop: Event
+        self,
+        parts: Parts,
+        settings: Settings,
+        committer: Committer,
+        source: Source,
+        stop: Event,
+        followed: Changes | None = None,
     ) -> None:
         self._settings = settings
         self._committer = committer
@@ -260,6 +289,9 @@ class _Tail:
         self._report = Report(parts.newest)
         self._names = [each.name for some in parts.by_source.values() for each in some]
         self._pipeline = Pipeline(source, self._derivation, settings.bounds, committer.horizon)
+        self._triggers: TriggerTail | None = None
+        if parts.triggers is not None and followed is not None:
+            self._triggers = TriggerTail(parts.triggers, followed, committer)
         self._reached = committer.checkpoint.position
         self._job: Job | None = None
         self._waiting = False
@@ -270,6 +302,8 @@ class _Tail:
         """Commit batches and slices until the goal or the stop event; the position is saved at the end."""
         self._rebuilds.finish()
         self._pipeline.start()
+        if self._triggers is not None:
+            self._triggers.start()
         try:
             while not self._stop.is_set() and not self._done(goal):
                 self._step()
@@ -279,6 +313,8 @@ class _Tail:
             self._replays.close()
             self._draining.close()
             self._pipeline.close()
+            if self._triggers is not None:
+                self._triggers.close()
 
     @property
     def committed(self) -> bool:
@@ -290,13 +326,15 @@ class _Tail:
         if prepared is not None:
             self._take(prepared)
             self._report.count(len(prepared.batch.changes))
+        if self._triggers is not None and self._triggers.step():
+            self._collect()
         self._work()
         self._draining.step(idle=self._job is None and (prepared is None or not prepared.batch.changes))
         self._report.tell(self._reached, self._job)
 
     def _patience(self) -> float:
         """Give how long the stream is waited for, in seconds, before something else has its turn."""
-        if self._job and not self._waiting:
+        if (self._job and not self._waiting) or (self._triggers and self._triggers.waiting):
             return 0.0
         return DRAINING_SECONDS if self._draining.is_reading else 0.1
 
@@ -327,6 +365,8 @@ class _Tail:
     def _save(self) -> None:
         if self._reached != self._committer.checkpoint.position:
             self._committer.position(self._reached)
+        if self._triggers is not None:
+            self._triggers.save()
         self._saved = monotonic()
 
     def _work(self) -> None:
@@ -366,6 +406,8 @@ class _Tail:
         return self._waiting
 
     def _carrier(self, job: Job) -> Carrier:
+        if self._triggers is not None and self._triggers.retries(job):
+            return self._triggers
         if job.kind is JobKind.REPLAY:
             return self._replays
         if job.kind is JobKind.ROLLUP:
@@ -398,6 +440,8 @@ class _Tail:
         """Try parked documents again that are due, as long as some are resolved or new ones become due."""
         tried: set[Owner] = set()
         resolved = 0
+        if self._triggers is not None:
+            self._triggers.retry()
         while self._committer.parked and (due := self._stores.letters.due(self._names, DUE)):
             owners = {Owner(key.transform, identity(key.key)) for key in due}
             if owners <= tried and not resolved:
@@ -407,6 +451,8 @@ class _Tail:
 
     def _done(self, goal: Goal) -> bool:
         if goal.time is None or self._reached.time < goal.time or self._job is not None:
+            return False
+        if self._triggers is not None and not self._triggers.passed(goal.time):
             return False
         self._look()
         done = self._is_idle() and self._draining.is_done

@@ -1,4 +1,4 @@
-"""The preflight: whether everything that a worker needs is there. Nothing is written."""
+"""The preflight: whether everything that a worker needs is there. Nothing is written, but what is to be fixed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from distributary.derive.registry import Registry
 from distributary.derive.transform import Failure, Transform
 from distributary.engine.retry import passes
 from distributary.errors import ConfigurationError, DistributaryError, EnvironmentFault
+from distributary.operate.images import OPTION, Lacking, lacking, switch_on
 from distributary.operate.privileges import Lack, Place, Role, granted, lacks
 from distributary.operate.status import iso
 from distributary.sink.collections import refuse_unsuitable
@@ -36,6 +37,7 @@ from distributary.store.checkpoints import CHECKPOINTS, Checkpoints
 from distributary.store.jobs import JOBS
 from distributary.store.lease import LEASES
 from distributary.store.letters import LETTERS
+from distributary.store.outbox import OUTBOX
 from distributary.store.pending import PENDING
 
 #: The oldest server that has what a worker builds on, such as snapshot reads at a cluster time.
@@ -108,7 +110,10 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """Checks one configuration; `registry` is None when the transform modules cannot be loaded."""
+    """Checks one configuration; `registry` is None when the transform modules cannot be loaded.
+
+    With `fix`, images that triggers want are switched on, and nothing else is written.
+    """
 
     raw: Database[Any]
     derived: Database[Any]
@@ -118,6 +123,7 @@ class Preflight:
     max_records: int
     explain: Explain
     sleep: Callable[[float], None]
+    fix: bool = False
 
     def run(self) -> Found:
         """Give every finding, in the order in which a worker would stumble."""
@@ -161,6 +167,7 @@ class Preflight:
             ("source privileges", self._source_privileges),
             ("source history", self._history),
             ("source collections", self._source_collections),
+            ("images", self._images),
         ]
 
     def _source_server(self) -> Found:
@@ -191,7 +198,7 @@ class Preflight:
     def _source_collections(self) -> Found:
         subject = "source collections"
         there = {each["name"] for each in self.raw.list_collections(nameOnly=True)}
-        for name in self.registry.sources if self.registry else ():
+        for name in self.registry.read if self.registry else ():
             if name in there:
                 yield from self._guarded(subject, partial(self._suitable_source, subject, name))
             else:
@@ -201,6 +208,27 @@ class Preflight:
     def _suitable_source(self, subject: str, name: str) -> Found:
         deployment.refuse_unsuitable(self.raw, [name])
         yield ok(subject, f"{self.raw.name}.{name} can be tailed.")
+
+    def _images(self) -> Found:
+        """Look whether source collections keep the images that triggers want; switch them on if that is asked for."""
+        for each in lacking(self.raw, self.registry.triggers if self.registry else {}):
+            yield from self._guarded(
+                "images", partial(self._switched_on if self.fix else self._lacking, each)
+            )
+
+    def _lacking(self, lack: Lacking) -> Found:
+        place = f"{self.raw.name}.{lack.source}"
+        cure = f"Run `distributary check --fix`: it switches {OPTION} on for {place}, which takes room on the source."
+        yield Finding(Level.WARNING, "images", f"{place} keeps none: {lack.said}.", cure)
+
+    def _switched_on(self, lack: Lacking) -> Found:
+        place = f"{self.raw.name}.{lack.source}"
+        if not lack.exists:
+            cure = "Run this again once it is there: nothing is created for it."
+            yield Finding(Level.WARNING, "images", f"{place} does not exist yet: {lack.said}.", cure)
+            return
+        switch_on(self.raw, lack.source)
+        yield ok("images", f"switched {OPTION} on for {place}, for {lack.said.partition(' reads')[0]}.")
 
     # --- the derived deployment -----------------------------------------------------------------------------
 
@@ -216,9 +244,10 @@ class Preflight:
 
     def _derived_privileges(self) -> Found:
         names = self._names()
+        kept = (*_STATE, OUTBOX) if self.registry and self.registry.triggers else _STATE
         where = {
             Role.DERIVED: [Place(self.derived.name, name) for name in names] or [Place(self.derived.name)],
-            Role.STATE: [Place(self.state.name, name) for name in _STATE],
+            Role.STATE: [Place(self.state.name, name) for name in kept],
         }
         yield from _privileges("derived privileges", self.derived, where)
 
@@ -287,6 +316,9 @@ def modules(registry: Registry) -> Found:
         into = ", ".join(sorted(transform.collections)) or "nothing"
         told = f"{name} ({transform.place}) derives {transform.source} into {into}"
         yield ok("transforms", f"{told}; fingerprint {transform.fingerprint}.")
+    for name, trigger in registry.triggers.items():
+        operations = ", ".join(trigger.operations)
+        yield ok("triggers", f"{name} ({trigger.place}) is called for each {operations} of {trigger.source}.")
 
 
 def _version(subject: str, client: MongoClient[Any], topology: str) -> Finding:

@@ -1,7 +1,7 @@
 """Dead letters: which documents are parked, why, what to do about each, and forgetting them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pymongo.database import Database
@@ -27,6 +27,7 @@ _NEXT = {
     LetterKind.REFUSED: "Make the record acceptable: correct the document or the transform, or remove the"
     " index or the validator that is in the way. Then run `distributary dead-letters retry`; a change of the"
     " document does it, too.",
+    LetterKind.WAITING: "",
 }
 
 _AFTER = {
@@ -36,7 +37,29 @@ _AFTER = {
     " backfill comes to it; `verify` counts its records as missing or stale from now on.",
     LetterKind.REFUSED: "left as it is stored until the document changes or a backfill comes to it; `verify` counts"
     " its records as missing or stale from now on.",
+    LetterKind.WAITING: "",
 }
+
+_OF_CHANGE = {
+    LetterKind.FAILED: "Correct the trigger and restart the worker. Then run `distributary dead-letters retry`.",
+    LetterKind.CONTESTED: "",
+    LetterKind.REFUSED: "Let the trigger yield what can be stored, and restart the worker; or remove the index or the"
+    " validator that is in the way. Then run `distributary dead-letters retry`.",
+    LetterKind.WAITING: "Nothing is wrong with this change: it is tried by itself when the one that it waits for is"
+    " done or discarded.",
+}
+
+_CHANGE_KEPT = (
+    "The change is kept here, since it cannot be read again; later ones of the document wait behind it."
+)
+
+_AFTER_CHANGE = {
+    LetterKind.WAITING: "never seen by their trigger; no effect of these changes is ever committed.",
+}
+
+_NEVER_SEEN = (
+    "gone for good: a change cannot be read again. Later changes of the same documents are tried then."
+)
 
 _KEPT = "The records that the document had before stay as they were until then."
 
@@ -57,7 +80,7 @@ def listing(state: Database[Any], transform: str | None, kind: LetterKind | None
 
 def one(state: Database[Any], short_id: str) -> StoredLetter:
     """Give the letter of this id; raises `Failed` when there is none, as when it was resolved meanwhile."""
-    found = stored_letters(state, {"id": short_id}, 1)
+    found = stored_letters(state, {"id": short_id}, 1, whole=True)
     if not found:
         raise Failed(
             f"There is no dead letter {short_id!r}: the document was derived meanwhile, or never parked.",
@@ -80,11 +103,15 @@ def chosen(
     return found or [each for each in listing(state, transform, kind, 0).letters if each.worker == worker]
 
 
-def retries(letters: Sequence[StoredLetter]) -> list[Job]:
-    """Give the jobs that derive parked documents again, each from its current state."""
+def retries(letters: Sequence[StoredLetter], triggers: Collection[str] = ()) -> list[Job]:
+    """Give the jobs that try again what is parked: documents from their current state, changes as they were kept.
+
+    Changes wait for their trigger where it is not among the `triggers` that are plugged in.
+    """
     keys: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for each in letters:
-        if is_legible(each.letter.key):
+        possible = each.letter.change is None or each.letter.transform in triggers
+        if possible and is_legible(each.letter.key):
             keys[each.letter.source, each.letter.transform].append(each.letter.key)
     return [
         Job(None, JobKind.DERIVE, source, (transform,), "dead letters retried", keys=some, total=len(some))
@@ -101,13 +128,22 @@ def remaining(state: Database[Any], letters: Sequence[StoredLetter]) -> list[Sto
 
 def cure(letter: Letter) -> str:
     """Say what to do about a letter."""
+    if letter.change is not None:
+        return f"{_OF_CHANGE[letter.kind]} {_CHANGE_KEPT}"
     return f"{_NEXT[letter.kind]} {_KEPT}"
 
 
 def effects(letters: Iterable[StoredLetter]) -> list[str]:
-    """Say what becomes of the documents of these letters when they are discarded, a line for each kind."""
-    counts = Counter(each.letter.kind for each in letters)
-    return [f"{counts[kind]:,} {kind.value}: {_AFTER[kind]}" for kind in LetterKind if counts[kind]]
+    """Say what becomes of the documents and changes of these letters when they are discarded, a line for each kind."""
+    counts = Counter((each.letter.kind, each.letter.change is not None) for each in letters)
+    lines = [
+        f"{counts[kind, False]:,} {kind.value}: {_AFTER[kind]}" for kind in LetterKind if counts[kind, False]
+    ]
+    changes = [(kind, counts[kind, True]) for kind in LetterKind if counts[kind, True]]
+    return lines + [
+        f"{count:,} {kind.value} {'change' if count == 1 else 'changes'}: {_AFTER_CHANGE.get(kind, _NEVER_SEEN)}"
+        for kind, count in changes
+    ]
 
 
 def discard(state: Database[Any], worker: str, letters: Sequence[StoredLetter]) -> int:
@@ -135,5 +171,6 @@ def answer(stored: StoredLetter) -> dict[str, Any]:
         "last_at": stored.last_at.isoformat(),
         "waits_for": waits,
         "due": letter.due,
+        "change": letter.change,
         "cure": cure(letter),
     }

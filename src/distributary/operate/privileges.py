@@ -41,8 +41,18 @@ NEEDS = (
     Need(Role.DERIVED, ("listCollections",), "see whether the derived collections are suitable"),
     Need(Role.DERIVED, ("dropCollection",), "rebuild derived collections", optional=True),
     Need(Role.DERIVED, ("renameCollectionSameDB",), "rebuild derived collections", optional=True),
-    Need(Role.STATE, _WRITER, "keep checkpoints, leases, dead letters and jobs"),
+    Need(
+        Role.STATE,
+        _WRITER,
+        "keep checkpoints, leases, dead letters, jobs, parts of shared records, pending groups and the outbox",
+    ),
+    Need(Role.STATE, ("listCollections",), "see the parts of shared records"),
+    Need(Role.STATE, ("dropCollection",), "rebuild shared records", optional=True),
+    Need(Role.STATE, ("renameCollectionSameDB",), "rebuild shared records", optional=True),
 )
+
+#: What `check --fix` needs besides.
+FIXES = (Need(Role.SOURCE, ("collMod",), "switch on images for triggers with `check --fix`", optional=True),)
 
 #: Actions on a database and not on its collections.
 _OF_DATABASE = frozenset({"listCollections", "renameCollectionSameDB"})

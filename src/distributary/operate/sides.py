@@ -191,8 +191,9 @@ class Sides:
         return {Owner(each.key.transform, identity(each.key.key)) for each in letters}
 
     def writers(self) -> Writers:
-        """Give the collections that each transform, plugged in or known to any worker, may have written."""
+        """Give the collections that each transform or trigger, plugged in or known to a worker, may have written."""
         writers = {name: set(each.collections) for name, each in self.registry.transforms.items()}
+        writers |= {name: set(each.collections) for name, each in self.registry.triggers.items()}
         for checkpoint in Checkpoints(self.state).all():
             for name, built in checkpoint.transforms.items():
                 writers.setdefault(name, set()).update(built.places)

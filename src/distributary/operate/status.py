@@ -14,11 +14,12 @@ from distributary.change import Position
 from distributary.derive.registry import Registry
 from distributary.errors import DistributaryError
 from distributary.source import deployment
-from distributary.state import Built, Checkpoint, Job, JobKind, SlowTransform, SourceIdentity
+from distributary.state import Built, Checkpoint, Job, JobKind, SlowTransform, SourceIdentity, TriggerStream
 from distributary.store.checkpoints import CHECKPOINTS, Checkpoints, from_document, lag_seconds
 from distributary.store.jobs import Jobs
 from distributary.store.lease import LEASES, Lease
 from distributary.store.letters import LETTERS
+from distributary.store.outbox import waiting
 from distributary.store.pending import PendingGroups, count_pending
 
 
@@ -59,6 +60,26 @@ class JobStatus(NamedTuple):
     total: int | None
 
 
+class TriggersStatus(NamedTuple):
+    """How far the stream of the triggers is, of which `names` are plugged in, and the changes that none has seen."""
+
+    names: tuple[str, ...]
+    stream: TriggerStream
+    lag_seconds: int | None
+    headroom_seconds: int | None
+
+    def answer(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        position = self.stream.position
+        return {
+            "names": list(self.names),
+            "position": {"token": position.token, "time": iso(position.time)},
+            "lag_seconds": self.lag_seconds,
+            "headroom_seconds": self.headroom_seconds,
+            "unseen": [{"since": iso(gap.since), "until": iso(gap.until)} for gap in self.stream.gaps],
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """One worker's name.
@@ -84,6 +105,8 @@ class WorkerStatus:
     slow: tuple[SlowTransform, ...] = ()
     left_behind: tuple[str, ...] = ()
     pending: PendingGroups = field(default_factory=PendingGroups)
+    outbox: int = 0
+    triggers: TriggersStatus | None = None
 
     def answer(self) -> dict[str, Any]:
         """Give it as JSON has it; times are ISO-8601."""
@@ -104,6 +127,8 @@ class WorkerStatus:
             "slow_transforms": [each._asdict() for each in self.slow],
             "left_behind": list(self.left_behind),
             "pending_groups": self.pending._asdict(),
+            "outbox": self.outbox,
+            "triggers": self.triggers and self.triggers.answer(),
         }
 
 
@@ -151,10 +176,10 @@ def workers(
     stored = {each["_id"]: each for each in state[CHECKPOINTS].find({"position": {"$exists": True}})}
     names = sorted({name, *stored, *state[LEASES].distinct("_id")})
     letters = _dead_letters(state)
-    history = _history(raw)
+    history, outbox = _history(raw), waiting(state)
     pending = count_pending(state)
     return [
-        _Look(each, raw, state, registry if each == name else None, history).status(
+        _Look(each, raw, state, registry if each == name else None, history, outbox).status(
             stored.get(each), letters.get(each, {}), pending.get(each, PendingGroups())
         )
         for each in names
@@ -194,6 +219,7 @@ class _Look:
     state: Database[Any]
     registry: Registry | None
     history: History
+    outbox: Mapping[str, int]
 
     def status(
         self,
@@ -221,7 +247,18 @@ class _Look:
             slow=holder.slow if holder is not None and alive else (),
             left_behind=self._left_behind(checkpoint),
             pending=pending,
+            outbox=self.outbox.get(self.name, 0),
+            triggers=self._triggers(checkpoint),
         )
+
+    def _triggers(self, checkpoint: Checkpoint | None) -> TriggersStatus | None:
+        """Give how far the triggers' stream is; None of a worker that never had triggers."""
+        if checkpoint is None or checkpoint.triggers is None:
+            return None
+        moved = checkpoint.moved(checkpoint.triggers.position)
+        lag, headroom, _ = self._distance(moved)
+        names = tuple(sorted(self.registry.triggers)) if self.registry else ()
+        return TriggersStatus(names, checkpoint.triggers, lag, headroom)
 
     def _left_behind(self, checkpoint: Checkpoint | None) -> tuple[str, ...]:
         """Give the collections that are there, and that no transform names any more; none without the modules."""

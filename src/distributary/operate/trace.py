@@ -14,6 +14,7 @@ from distributary.derive.plan import Stored
 from distributary.derive.records import ENGINE_FIELD
 from distributary.derive.shared import is_shared, of_keys
 from distributary.derive.transform import Transform
+from distributary.derive.trigger import Trigger
 from distributary.errors import ConfigurationError, Failed, Fault
 from distributary.operate import dead_letters
 from distributary.operate.comparison import Found
@@ -41,7 +42,8 @@ class Role(StrEnum):
 class Agreement(StrEnum):
     """How a stored record stands to what its document yields through the code that is plugged in.
 
-    `cannot be derived`: the code fails for the document. `not known`: the code is not plugged in here.
+    `cannot be derived`: the code fails for the document. `not known`: the code is not plugged in here. `an effect of a
+    change`: a trigger wrote it, and nothing yields it again.
     """
 
     EQUAL = "equal"
@@ -49,6 +51,7 @@ class Agreement(StrEnum):
     NOT_YIELDED = "no longer yielded"
     FAILING = "cannot be derived"
     UNKNOWN = "not known"
+    EFFECT = "an effect of a change"
 
 
 _AGREEMENTS = {
@@ -253,6 +256,8 @@ class Tracer:
         if holder is None:
             return RecordTrace(held, nobodys=_why_nobodys(stored))
         name, key = holder
+        if name in self._sides.registry.triggers:
+            return self._effect(held, self._sides.registry.triggers[name], key)
         code = self._code(name)
         letter = stored_letter(self._sides.state, code.worker or self._sides.worker, name, key)
         diff = self._diff(name, key)
@@ -268,6 +273,24 @@ class Tracer:
             failure=_failure(diff),
             letter=letter,
         )
+
+    def _effect(self, held: Held, trigger: Trigger, change: Any) -> RecordTrace:
+        """Trace a record that a trigger wrote for a change, to the document that changed."""
+        checkpoint = self._checkpoints.get(self._sides.worker)
+        stream = checkpoint.triggers if checkpoint else None
+        code = Code(
+            trigger.name,
+            trigger.source,
+            TransformState.BUILT,
+            trigger.place,
+            trigger.fingerprint,
+            None,
+            checkpoint.worker if checkpoint else None,
+            stream.position if stream else None,
+        )
+        key = change["key"] if isinstance(change, dict) and "key" in change else change
+        held = held._replace(agreement=Agreement.EFFECT)
+        return RecordTrace(held, code=code, source_key=key, exists=self._exists(code, key))
 
     def _stored(self, collection: str, candidates: Sequence[Any]) -> Stored:
         query = {"_id": {"$in": list(candidates)}}

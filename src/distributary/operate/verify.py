@@ -68,8 +68,8 @@ class Verification:
     `missing`, `stale`, `orphaned` and `failing` count what differs now, `repaired` what did and was made good;
     `differences` names the first of both. `unsettled` counts documents that changed faster than they could be
     compared. Not compared: documents that are parked, source collections that are `detached`, transforms that
-    are `outdated`, `not_built` or `left_behind`. `behind_seconds` is how far the position is behind the source
-    when no worker is alive.
+    are `outdated`, `not_built` or `left_behind`, collections that triggers fill (`audited`). `behind_seconds` is how
+    far the position is behind the source when no worker is alive.
     """
 
     documents: int = 0
@@ -87,6 +87,7 @@ class Verification:
     outdated: tuple[str, ...] = ()
     not_built: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
+    audited: tuple[str, ...] = ()
     sampled: bool = False
     alive: bool = False
     behind_seconds: int = 0
@@ -406,6 +407,7 @@ class Verifier:
         result, scope, checkpoint = self._tally.result, self._scope, self._sides.checkpoint()
         known = {name for name in checkpoint.detached if name in self._without_source}
         result.collections = collections
+        result.audited = tuple(sorted(self._sides.registry.audited))
         result.detached = tuple(sorted(self._detached | known))
         result.outdated, result.not_built, result.left_behind = scope[1:]
         result.not_built += self._not_built

@@ -49,10 +49,10 @@ def pipeline(collections: Sequence[str], start: Start, carry_bytes: int) -> list
         "to.coll": 1,
         "fullDocument": {"$cond": [large, "$$REMOVE", "$fullDocument"]},
     }
-    return [{"$changeStream": _opening(start)}, {"$match": match}, {"$project": shape}]
+    return [{"$changeStream": opening(start)}, {"$match": match}, {"$project": shape}]
 
 
-def _opening(start: Start) -> Document:
+def opening(start: Start) -> Document:
     """Give the options of `$changeStream`; `startAfter` also opens behind an `invalidate`."""
     if start.token is not None:
         return {"startAfter": {"_data": start.token}}
@@ -96,7 +96,7 @@ class Stream:
         try:
             cursor = run(self._database, command, self._session)[0]["cursor"]
         except OperationFailure as error:
-            raise _judged(error) from error
+            raise judged(error) from error
         self._cursor_id = cursor["id"]
         self._held, self._held_bytes = [], 0
         self._token = cursor["postBatchResumeToken"]["_data"]
@@ -119,7 +119,7 @@ class Stream:
         except OperationFailure as error:
             if error.code == _TOO_LARGE and self._carry_bytes:
                 return self._carry_nothing()
-            raise _judged(error) from error
+            raise judged(error) from error
         cursor = reply["cursor"]
         cut_short = len(cursor["nextBatch"]) >= self._count or size > FULL_REPLY
         self._expect(len(cursor["nextBatch"]), size)
@@ -203,7 +203,8 @@ def _change(event: Document, operation: Operation) -> Change:
     )
 
 
-def _judged(error: OperationFailure) -> Exception:
+def judged(error: OperationFailure) -> Exception:
+    """Give what a failure of a stream means: the position is lost, or the failure itself."""
     if error.code == _TOO_LARGE:
         return PositionLost(
             f"The next change is larger than any change stream may report: {_told(error)}",

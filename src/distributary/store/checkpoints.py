@@ -13,7 +13,17 @@ from pymongo.read_concern import ReadConcern
 
 from distributary.change import CODEC, Position
 from distributary.errors import CheckpointMoved, Failed, LeaseLost
-from distributary.state import BEGINNING, FORMAT, Built, Checkpoint, Rebuilding, Shadow, SourceIdentity
+from distributary.state import (
+    BEGINNING,
+    FORMAT,
+    Built,
+    Checkpoint,
+    Gap,
+    Rebuilding,
+    Shadow,
+    SourceIdentity,
+    TriggerStream,
+)
 
 CHECKPOINTS = "checkpoints"
 
@@ -38,6 +48,7 @@ def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
         "revision": checkpoint.revision,
         "rebuilding": checkpoint.rebuilding and _rebuilding_document(checkpoint.rebuilding),
         "rollups": dict(checkpoint.rollups),
+        "triggers": checkpoint.triggers and _triggers_document(checkpoint.triggers),
     }
 
 
@@ -47,6 +58,21 @@ def _rebuilding_document(rebuilding: Rebuilding) -> dict[str, Any]:
         "shadows": {name: shadow._asdict() for name, shadow in rebuilding.shadows.items()},
         "swapping": rebuilding.swapping,
     }
+
+
+def _triggers_document(stream: TriggerStream) -> dict[str, Any]:
+    return {
+        "position": {"token": stream.position.token, "time": stream.position.time},
+        "filter": stream.filter,
+        "gaps": [gap._asdict() for gap in stream.gaps],
+    }
+
+
+def _triggers(entry: Document | None) -> TriggerStream | None:
+    if entry is None:
+        return None
+    gaps = tuple(Gap(**each) for each in entry["gaps"])
+    return TriggerStream(Position(**entry["position"]), entry["filter"], gaps)
 
 
 def _built_document(built: Built) -> dict[str, Any]:
@@ -80,6 +106,7 @@ def from_document(document: Document) -> Checkpoint:
         revision=document.get("revision", 0),
         rebuilding=_rebuilding(document.get("rebuilding")),
         rollups=dict(document.get("rollups", {})),
+        triggers=_triggers(document.get("triggers")),
     )
 
 

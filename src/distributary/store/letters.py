@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 
 from bson import encode
 from bson.binary import Binary
+from bson.codec_options import CodecOptions
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from pymongo import DeleteMany, DeleteOne, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.change import CODEC, Position
+from distributary.change import CODEC, Position, decoded
+from distributary.derive.trigger import Seen
+from distributary.ports import ParkedChange
 from distributary.state import Letter, LetterKey, LetterKind, ParkedLetter
 
 LETTERS = "dead_letters"
@@ -28,6 +32,9 @@ TRACEBACK_CHARACTERS = 20_000
 ID_DIGITS = 12
 
 
+_RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
+
+
 class StoredLetter(NamedTuple):
     """A letter as it lies in the state database; `id` is what a person calls it by."""
 
@@ -39,9 +46,22 @@ class StoredLetter(NamedTuple):
     last_at: datetime
 
 
-def stored_letters(state: Database[Any], where: Mapping[str, Any], limit: int) -> list[StoredLetter]:
-    """Give letters of all workers that match a query, those that failed last first; 0 means all of them."""
-    found = state.get_collection(LETTERS, CODEC).find(where).sort("last_at", -1).limit(limit)
+#: What tells the letter of a change from that of a document.
+_IS_CHANGE = {"change": {"$type": "object"}}
+
+#: What of a parked change may be large, beside the documents themselves.
+_LARGE = {"change.document": 0, "change.before": 0, "change.updated": 0}
+
+
+def stored_letters(
+    state: Database[Any], where: Mapping[str, Any], limit: int, *, whole: bool = False
+) -> list[StoredLetter]:
+    """Give letters of all workers that match a query, those that failed last first; 0 means all of them.
+
+    Of the changes in them, only what is small, unless they are wanted `whole`.
+    """
+    shown = None if whole else _LARGE
+    found = state.get_collection(LETTERS, CODEC).find(where, shown).sort("last_at", -1).limit(limit)
     return [_stored(each) for each in found]
 
 
@@ -86,6 +106,11 @@ class Letters:
         self._collection.create_index([("worker", 1), ("waits_for", 1)], name="waits_for")
         self._collection.create_index([("worker", 1), ("due", 1)], name="due")
         self._collection.create_index("id", name="short_id")
+        self._collection.create_index(
+            [("worker", 1), ("transform", 1), ("position.token", 1)],
+            name="changes",
+            partialFilterExpression=_IS_CHANGE,
+        )
 
     def parked(self) -> list[ParkedLetter]:
         """Give what is parked."""
@@ -129,6 +154,22 @@ class Letters:
         if deletes:
             self._collection.bulk_write(deletes, session=session)
 
+    def changes(self, trigger: str, keys: Sequence[Any] = ()) -> list[ParkedChange]:
+        """Give the changes that are parked for a trigger, of these documents or of all, in the source's order.
+
+        Their contents are left out: they may be large.
+        """
+        query: dict[str, Any] = {"worker": self._worker, "transform": trigger, **_IS_CHANGE}
+        if keys:
+            query["key.key"] = {"$in": list(map(_storable, keys))}
+        found = self._collection.with_options(_RAW).find(query, _LARGE).sort("position.token", 1)
+        return [_parked_change(each) for each in found]
+
+    def change(self, key: LetterKey) -> ParkedChange | None:
+        """Give one parked change with its content; None when it is not parked any more."""
+        found = self._collection.with_options(_RAW).find_one({"_id": self._id(*key), **_IS_CHANGE})
+        return None if found is None else _parked_change(found)
+
     def release(self, places: Iterable[tuple[str, Any]], session: ClientSession) -> int:
         """Mark the contested documents that wait for these (derived collection, key) as due; gives their number."""
         waited = [{"collection": collection, "key": key} for collection, key in places]
@@ -157,6 +198,7 @@ class Letters:
             "fingerprint": letter.fingerprint,
             "waits_for": waits,
             "due": letter.due,
+            "change": letter.change,
         }
         literal = {name: {"$literal": value} for name, value in fields.items()}
         counted = {
@@ -165,6 +207,21 @@ class Letters:
             "last_at": "$$NOW",
         }
         return UpdateOne({"_id": long_id}, [{"$set": literal | counted}], upsert=True)
+
+
+def _parked_change(document: RawBSONDocument) -> ParkedChange:
+    """Read a change; its content stays in BSON, so that what nothing encodes is kept."""
+    read = decoded(bytes(document.raw))
+    position = read["position"]
+    seen = Seen(
+        read["transform"],
+        read["source"],
+        read["key"]["key"] if "key" in read["key"] else read["key"],
+        position["time"],
+        position["token"],
+        document["change"].raw,
+    )
+    return ParkedChange(seen, LetterKind(read["kind"]), read["due"])
 
 
 def _long_id(worker: str, transform: str, key: Any) -> dict[str, Any]:
@@ -208,4 +265,5 @@ def letter(document: dict[str, Any]) -> Letter:
         fingerprint=document["fingerprint"],
         waits_for=waits and (waits["collection"], waits["key"]),
         due=document["due"],
+        change=document.get("change"),
     )

@@ -1,12 +1,14 @@
 """What the tests of a transform module use; neither needs a server.
 
-`load` gives a module as a worker loads it, `derive` what one document yields, `apply` a database in memory in which
-changes were carried out. A pytest plugin comes with it: the fixture `distributary_mongo` gives a private MongoDB.
+`load` gives a module as a worker loads it, `derive` what one document yields, `react` what a trigger yields for one
+change, `apply` a database in memory in which changes were carried out. A pytest plugin comes with it: the fixture
+`distributary_mongo` gives a private MongoDB.
 """
 
 from distributary.plugins import load_module as load
 from distributary.testing.applying import Change, Deleted, apply
 from distributary.testing.deriving import MAX_RECORDS, Collections, NotDerived, NotPure, Records, derive
+from distributary.testing.reacting import react
 
 __all__ = [
     "MAX_RECORDS",
@@ -19,4 +21,5 @@ __all__ = [
     "apply",
     "derive",
     "load",
+    "react",
 ]
