@@ -322,6 +322,16 @@ def test_damage_is_found_and_repaired(harness: Harness, damage: str, *, alive: b
     harness.assert_equal()
 
 
+def test_a_list_that_a_hand_removed_is_back_with_the_next_change(harness: Harness) -> None:
+    """A shared record that is found not to be what its parts say is put together anew, and nothing is parked."""
+    filled(harness)
+    harness.databases.derived.customer.update_one({"_id": 1}, {"$unset": {"orders": ""}})
+    harness.databases.raw.orders.update_one({"_id": 3}, {"$set": {"total": 9}})
+    harness.catch_up()
+    harness.assert_equal()
+    assert harness.databases.state.dead_letters.count_documents({}) == 0
+
+
 @pytest.mark.parametrize("keep", [False, True], ids=["", "kept"])
 def test_shared_records_are_built_anew_and_brought_back(harness: Harness, *, keep: bool) -> None:
     """`rebuild` makes whole shared records by the new code, and `--undo` those of the former one."""

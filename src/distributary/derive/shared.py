@@ -66,45 +66,71 @@ class Delta:
         return sum(len(each.raw) for each in [*items, *replaced, *self.sections.values()])
 
     @property
-    def lists(self) -> list[str]:
-        """The lists out of which items are taken, so that they may be empty."""
-        return [name for name in self.removed if name not in self.added]
-
-    @property
     def removes(self) -> bool:
         """Whether the record may have nothing left."""
         return bool(self.gone or self.removed)
 
     def updates(self) -> Iterator[Update]:
-        """Give the statements of an `update` command, in order: what is taken out, then what is put in.
+        """Give the statements of an `update` command: one for items that are replaced in place, one for the rest.
 
-        One statement cannot do both in one list.
+        The rest is a pipeline, of which the server's history keeps what differs and not whole lists.
         """
-        removal = self._removal()
-        if removal:
-            yield {"q": {"_id": self.key}, **removal}
-        addition: dict[str, Any] = {"$set": {**self.sections, ENGINE_FIELD: mark(self.version)}}
-        if self.added:
-            addition["$push"] = {
-                name: {"$each": items, "$sort": {"_id": 1}} for name, items in self.added.items()
+        if self.replaced:
+            yield self._replacing()
+        if self.gone or self.removed or self.added or self.sections or not self.replaced:
+            yield {
+                "q": {"_id": self.key},
+                "u": list(self._stages()),
+                "upsert": bool(self.sections or self.added),
             }
-        yield {"q": {"_id": self.key}, "u": addition, "upsert": bool(self.sections or self.added)}
-        for name in self.lists:
-            yield {"q": {"_id": self.key, name: {"$size": 0}}, "u": {"$unset": {name: ""}}}
 
-    def _removal(self) -> Update:
-        update: dict[str, Any] = {}
-        if self.gone:
-            update["$unset"] = dict.fromkeys(self.gone, "")
-        if self.removed:
-            update["$pull"] = {name: {"_id": {"$in": keys}} for name, keys in self.removed.items()}
+    def _replacing(self) -> Update:
+        values: dict[str, Any] = {ENGINE_FIELD: mark(self.version)}
         filters: list[dict[str, Any]] = []
         for name, items in self.replaced.items():
             for key, item in items:
                 place = f"i{len(filters)}"
-                update.setdefault("$set", {})[f"{name}.$[{place}]"] = item
+                values[f"{name}.$[{place}]"] = item
                 filters.append({f"{place}._id": key})
-        return {"u": update, **({"arrayFilters": filters} if filters else {})} if update else {}
+        return {"q": {"_id": self.key}, "u": {"$set": values}, "arrayFilters": filters}
+
+    def _stages(self) -> Iterator[dict[str, Any]]:
+        if self.gone:
+            yield {"$unset": self.gone}
+        values: dict[str, Any] = {name: {"$literal": value} for name, value in self.sections.items()}
+        for name in dict.fromkeys([*self.removed, *self.added]):
+            values[name] = _list(name, self.removed.get(name, ()), self.added.get(name, ()))
+        yield {"$set": {**values, ENGINE_FIELD: {"$literal": mark(self.version)}}}
+
+
+def _list(name: str, removed: Sequence[Any], added: Sequence[RawDocument]) -> dict[str, Any]:
+    """Give the expression for a list without some items and with others; an empty one is absent.
+
+    Items are mostly added behind all others, in which case nothing has to be sorted.
+    """
+    before: Any = {"$cond": [{"$isArray": f"${name}"}, f"${name}", []]}
+    if removed:
+        kept = {"$not": [{"$in": ["$$this._id", {"$literal": removed}]}]}
+        before = {"$filter": {"input": before, "cond": kept}}
+    if not added:
+        return _let({"before": before}, {"$cond": [{"$eq": ["$$before", []]}, "$$REMOVE", "$$before"]})
+    new: Any = {"$literal": added}
+    if len(added) > 1:
+        new = {"$sortArray": {"input": new, "sortBy": {"_id": 1}}}
+    last, first = (
+        _let({"item": {"$last": "$$before"}}, "$$item._id"),
+        _let({"item": {"$first": "$$new"}}, "$$item._id"),
+    )
+    head = {"$filter": {"input": "$$before", "cond": {"$lt": ["$$this._id", "$$first"]}}}
+    tail = {"$filter": {"input": "$$before", "cond": {"$gte": ["$$this._id", "$$first"]}}}
+    between = {"$sortArray": {"input": {"$concatArrays": [tail, "$$new"]}, "sortBy": {"_id": 1}}}
+    behind = {"$concatArrays": ["$$before", "$$new"]}
+    merged = _let({"first": first}, {"$concatArrays": [head, between]})
+    return _let({"before": before, "new": new}, {"$cond": [{"$lt": [last, first]}, behind, merged]})
+
+
+def _let(variables: dict[str, Any], within: Any) -> dict[str, Any]:
+    return {"$let": {"vars": variables, "in": within}}
 
 
 def deltas(plan: Plan, parts: str) -> list[Delta]:

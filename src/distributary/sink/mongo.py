@@ -79,7 +79,7 @@ DECODE_BYTES = 4 * 1024 * 1024
 #: Shared records that are put together at once.
 ASSEMBLED = 200
 
-_DUPLICATE_KEY = 11000
+_BAD_VALUE, _DUPLICATE_KEY = 2, 11000
 
 #: A shared record has its key, the engine's field, and nothing else.
 _HAS_NOTHING = {"$lte": [{"$size": {"$objectToArray": "$$ROOT"}}, 2]}
@@ -180,6 +180,15 @@ class _Refused(Exception):
         self.unique = unique
 
 
+class _Damaged(Exception):
+    """A shared record is not what its parts say: the batch is repeated with the record put together anew."""
+
+    def __init__(self, place: tuple[str, Any], refusal: _Refused) -> None:
+        super().__init__(called(*place))
+        self.place = place
+        self.refusal = refusal
+
+
 @dataclass(slots=True)
 class _Attempt:
     """What is left to write of a batch, and how carefully."""
@@ -203,6 +212,13 @@ class _Attempt:
         """Learn from a key that exists: nothing is taken for new any more."""
         self.by_key = True
         self.desired = [replace(item, fresh=False) for item in self.desired]
+
+    def heal(self, damaged: _Damaged) -> None:
+        """Put a shared record together anew first; where that was of no use, go on without the document."""
+        if damaged.place in self.foreign:
+            self.after(damaged.refusal)
+        else:
+            self.foreign = [*self.foreign, damaged.place]
 
     def after(self, refusal: _Refused) -> None:
         """Learn from a refusal: first write replaced records as new ones, then go on without the document."""
@@ -282,6 +298,8 @@ class MongoSink:
                 return transact(self._session, lambda: self._transact(attempt, collections, finish))
             except _Taken:
                 attempt.look()
+            except _Damaged as damaged:
+                attempt.heal(damaged)
             except RollupRefused as refusal:
                 assert self._rollups is not None
                 attempt.without(refusal.rollup, self._rollups.culprits(refusal.rollup, attempt.desired))
@@ -475,7 +493,7 @@ class MongoSink:
             command = {"update": collection, "ordered": True, "updates": [update for update, _ in some]}
             reply = self._derived.command(command, codec_options=CODEC, session=self._session)
             if errors := reply.get("writeErrors"):
-                raise _delta_refused(collection, errors[0], some[errors[0]["index"]][1])
+                raise _delta_judged(collection, errors[0], some[errors[0]["index"]][1])
         emptied = [delta.key for delta in changed if delta.removes]
         for some_keys in _chunks(emptied, QUERY_KEYS):
             query = {"_id": {"$in": some_keys}, "$expr": _HAS_NOTHING}
@@ -674,12 +692,16 @@ def _judged(error: Document, writes: Sequence[Write], *, by_key: bool) -> Except
     return _Refused(desired, f"MongoDB refuses the record {name}: {error['errmsg']}", unique=unique)
 
 
-def _delta_refused(collection: str, error: Document, delta: Delta) -> _Refused:
-    """Take out the document that yields most of those that change a shared record which MongoDB does not take so."""
+def _delta_judged(collection: str, error: Document, delta: Delta) -> Exception:
+    """Turn the first error of a shared record into what the batch does next.
+
+    A list that is not there was changed by a hand. Else the document that yields most is taken out.
+    """
     name = called(collection, delta.key)
     reason = f"MongoDB refuses the shared record {name}: {error['errmsg']}"
     culprit = max(delta.culprits, key=lambda desired: desired.size)
-    return _Refused(culprit, reason, unique=False)
+    refusal = _Refused(culprit, reason, unique=False)
+    return _Damaged((collection, delta.key), refusal) if error["code"] == _BAD_VALUE else refusal
 
 
 def _by_bytes(updates: Iterable[tuple[Document, Delta]]) -> Iterator[list[tuple[Document, Delta]]]:

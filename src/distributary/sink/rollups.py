@@ -14,6 +14,7 @@ from distributary.change import CODEC, Identity, Version, identity
 from distributary.derive.plan import Desired
 from distributary.derive.records import ENGINE_FIELD, MAX_RECORD_BYTES, RawDocument
 from distributary.derive.rollup import (
+    COUNT,
     NOTHING,
     Computed,
     Rollup,
@@ -65,6 +66,13 @@ class Written(NamedTuple):
     pending: int
 
 
+class Bounded(NamedTuple):
+    """Groups that were computed, and the number of records that were read for them."""
+
+    groups: dict[Identity, Computed]
+    records: int
+
+
 class Server:
     """Runs the aggregations of rollups; a session, where given, says as of when."""
 
@@ -89,11 +97,27 @@ class Server:
 
         `{by: 1}` also finds records whose field is a list with a 1 in it: they are in no group that was asked for.
         """
+        return self._compute(rollup, groups, session, []).groups
+
+    def compute_within(
+        self, rollup: Rollup, groups: Sequence[Any], room: int, session: ClientSession
+    ) -> Bounded | None:
+        """Compute groups, unless they have more than `room` records; records that `match` leaves out count, too."""
+        if rollup.match is None:
+            found = self._compute(rollup, groups, session, [{"$limit": room + 1}])
+            return found if found.records <= room else None
+        count = self.count(rollup, groups, room + 1, session)
+        return self._compute(rollup, groups, session, [])._replace(records=count) if count <= room else None
+
+    def _compute(
+        self, rollup: Rollup, groups: Sequence[Any], session: ClientSession | None, bound: list[Document]
+    ) -> Bounded:
         wanted = set(map(identity, groups))
-        stages = [{"$match": within(rollup, groups)}, *computing(rollup)]
+        stages = [{"$match": within(rollup, groups)}, *bound, *computing(rollup)]
         found = self._run(rollup, lambda: self._aggregate(rollup, stages, session))
         read = {identity(each.group): each for one in found if (each := computed(rollup, one))}
-        return {group: each for group, each in read.items() if group in wanted}
+        records = sum(int(one[COUNT]) for one in found)
+        return Bounded({group: each for group, each in read.items() if group in wanted}, records)
 
     def try_out(self, rollup: Rollup) -> None:
         """Let the server look at a rollup without reading a record; raises `RollupRefused` when it takes it not."""
@@ -173,27 +197,30 @@ class Rollups:
         To be called inside the transaction, behind its other writes. Raises `RollupRefused`.
         """
         groups: Counter[str] = Counter()
-        pending = 0
+        left: list[Group] = []
+        done: list[Group] = []
         for name, some in touched.groups.items():
-            left = some if name in deferred else self._write(self._rollups[name], some, version, groups)
-            self._pending.mark([Group(name, key) for key in left.values()], self._session)
-            pending += len(left)
-        return Written(groups, pending)
+            computed = set() if name in deferred else self._write(self._rollups[name], some, version, groups)
+            for each, key in some.items():
+                (done if each in computed else left).append(Group(name, key))
+        self._pending.settle(done, self._session)
+        self._pending.mark(left, self._session)
+        return Written(groups, len(left))
 
-    def _write(self, rollup: Rollup, groups: Groups, version: Version, written: Counter[str]) -> Groups:
-        """Compute groups as long as they are small, and give those that are left."""
+    def _write(
+        self, rollup: Rollup, groups: Groups, version: Version, written: Counter[str]
+    ) -> set[Identity]:
+        """Compute groups as long as they are small, and give those that were."""
         small = {each: key for each, key in groups.items() if (rollup.name, each) not in self._shunned}
         room, done = ROLLUP_RECORDS, set[Identity]()
         for some in _chunks(list(small), QUERY_GROUPS):
             keys = {each: small[each] for each in some}
-            count = self._server.count(rollup, list(keys.values()), room + 1, self._session)
-            if count > room:
+            found = self._server.compute_within(rollup, list(keys.values()), room, self._session)
+            if found is None:
                 break
-            found = self._server.compute(rollup, list(keys.values()), self._session)
-            written[rollup.name] += self._store(rollup.name, keys, found, version)
-            room, done = room - count, done | keys.keys()
-        self._pending.settle([Group(rollup.name, groups[each]) for each in done], self._session)
-        return {each: key for each, key in groups.items() if each not in done}
+            written[rollup.name] += self._store(rollup.name, keys, found.groups, version)
+            room, done = room - found.records, done | keys.keys()
+        return done
 
     def _store(self, name: str, groups: Groups, found: Mapping[Identity, Computed], version: Version) -> int:
         """Store what groups came to, where something else is stored; gives the number of writes."""
