@@ -437,4 +437,8 @@ def test_rollups_over_shared_records_follow_them(harness: Harness) -> None:
     raw.users.update_many({"_id": {"$in": [4, 6]}}, {"$unset": {"city": ""}})
     harness.catch_up()
     assert counted() == {"Bern": 2, "Genf": 4}
+    traced = said(harness, "trace", "cities", "Genf")
+    assert "over customer by profile.city" in traced
+    assert "4 now" in traced
+    assert "equal to what its records come to now" in traced
     assert "equal" in said(harness, "verify")

@@ -16,6 +16,7 @@ from distributary.operate.trace import (
     Code,
     Descent,
     DocumentTrace,
+    GroupTrace,
     Held,
     RecordTrace,
     Role,
@@ -63,8 +64,7 @@ def command(config_path: Path | None, collection: str, key: str, role: str | Non
         tracer = Tracer(Assembled(config, databases, plugged).sides())
         if tracer.role(collection, Role(role) if role else None) is Role.DERIVED:
             record = tracer.record(collection, candidates)
-            shown = _shared(record) if isinstance(record, SharedTrace) else _record(record)
-            answer, lines = {"record": record.answer()}, shown
+            answer, lines = {"record": record.answer()}, _any(record)
         else:
             document = tracer.document(collection, candidates)
             answer, lines = {"document": document.answer()}, _document(document)
@@ -75,6 +75,26 @@ def command(config_path: Path | None, collection: str, key: str, role: str | Non
 
 
 # --- from a record to its document ----------------------------------------------------------------------------
+
+
+def _any(trace: RecordTrace | SharedTrace | GroupTrace) -> Iterator[str]:
+    if isinstance(trace, GroupTrace):
+        return _group(trace)
+    return _shared(trace) if isinstance(trace, SharedTrace) else _record(trace)
+
+
+def _group(trace: GroupTrace) -> Iterator[str]:
+    yield named(trace.held.collection, trace.held.key)
+    said = "still to be computed" if trace.pending else "computed with the records that it is over"
+    facts = {
+        "rollup": f"{trace.held.collection} ({trace.place}), over {trace.over} by {', '.join(trace.by)}",
+        "records": f"{trace.records:,} now",
+        "version": _version(trace.held),
+        "state": said,
+        "now": _AGREES[trace.held.agreement].replace("the document yields", "its records come to")
+        + (f" in {', '.join(trace.held.fields)}" if trace.held.fields else ""),
+    }
+    yield from (f"  {name + ':':<{_LABEL_COLUMNS}} {told}" for name, told in facts.items())
 
 
 def _shared(trace: SharedTrace) -> Iterator[str]:

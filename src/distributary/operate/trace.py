@@ -12,9 +12,11 @@ from bson import decode
 from distributary.change import CODEC, Position, Version, decoded, identity
 from distributary.derive.plan import Stored
 from distributary.derive.records import ENGINE_FIELD
+from distributary.derive.rollup import Rollup, agree
 from distributary.derive.shared import is_shared, of_keys
 from distributary.derive.transform import Transform
 from distributary.derive.trigger import Trigger
+from distributary.engine.retry import passes
 from distributary.errors import ConfigurationError, Failed, Fault
 from distributary.operate import dead_letters
 from distributary.operate.comparison import Found
@@ -22,11 +24,14 @@ from distributary.operate.preview import DocumentDiff, Preview, RecordDiff, Stat
 from distributary.operate.sides import Sides, Writers
 from distributary.operate.status import TransformState, iso
 from distributary.parts import is_parts, parts_of, told
+from distributary.ports import Group
 from distributary.sink.mongo import read_record, read_records
+from distributary.sink.rollups import Server
 from distributary.source import deployment
 from distributary.state import Built, Checkpoint
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.letters import StoredLetter, stored_letter
+from distributary.store.pending import Pending
 
 #: Parts of one shared record that are traced; more have to be asked for by their documents.
 PARTS = 100
@@ -156,6 +161,23 @@ class SharedTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupTrace:
+    """A group of a rollup with the number of records that it sums up; a `pending` one is still to be computed."""
+
+    held: Held
+    over: str
+    by: tuple[str, ...]
+    records: int
+    pending: bool
+    place: str
+
+    def answer(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        about = {"over": self.over, "by": list(self.by), "records": self.records, "pending": self.pending}
+        return {**self.held.answer(), **about, "place": self.place}
+
+
+@dataclass(frozen=True, slots=True)
 class Descent:
     """What one transform made of a document: what is stored, and what it yields that is not (`missing`).
 
@@ -220,7 +242,7 @@ class Tracer:
     def role(self, collection: str, wanted: Role | None) -> Role:
         """Tell what a collection is; raises `ConfigurationError` when it is nothing, or both without `wanted`."""
         derived = set(self._sides.registry.collections).union(*self._writers.values())
-        derived = {name for name in derived if not is_parts(name)}
+        derived = {name for name in derived if not is_parts(name)} | self._sides.registry.rollups.keys()
         sources = set(self._sides.registry.sources)
         sources |= {built.source for each in self._here for built in each.transforms.values()}
         known = {Role.DERIVED: derived, Role.SOURCE: sources}
@@ -232,15 +254,33 @@ class Tracer:
 
     # --- from a record to its document ------------------------------------------------------------------------
 
-    def record(self, collection: str, candidates: Sequence[Any]) -> "RecordTrace | SharedTrace":
+    def record(self, collection: str, candidates: Sequence[Any]) -> "RecordTrace | SharedTrace | GroupTrace":
         """Trace the record with one of these keys, the first that exists; raises `Failed` without any.
 
-        Of a shared record, every part is traced, up to `PARTS`.
+        Of a shared record, every part is traced, up to `PARTS`; of a group, what it is computed from.
         """
         stored = self._stored(collection, candidates)
+        if rollup := self._sides.registry.rollups.get(collection):
+            return self._group(rollup, stored)
         if is_shared(decoded(stored.raw)):
             return self._shared(collection, stored)
         return self._owned(stored, collection)
+
+    def _group(self, rollup: Rollup, stored: Stored) -> GroupTrace:
+        """Compute a group anew, and hold what is stored against it."""
+        derived = self._sides.holding(rollup.name)
+        found = Server(derived, passes).compute(rollup, [stored.key]).get(identity(stored.key))
+        document = decoded(stored.raw)
+        document.pop(ENGINE_FIELD, None)
+        wanted = found.document if found else {}
+        fields = tuple(name for name in document | wanted if not agree(document.get(name), wanted.get(name)))
+        agreement = Agreement.DIFFERS if fields else Agreement.EQUAL
+        with self._sides.state.client.start_session() as session:
+            pending = Pending(self._sides.state, self._sides.worker)
+            is_pending = bool(pending.known([Group(rollup.name, stored.key)], session))
+        held = Held(rollup.name, stored.key, stored.version, agreement, fields)
+        place, records = self._sides.registry.places[rollup.name], found.records if found else 0
+        return GroupTrace(held, rollup.over.name, rollup.paths, records, is_pending, place)
 
     def _shared(self, collection: str, stored: Stored) -> "SharedTrace":
         parts = parts_of(collection)
