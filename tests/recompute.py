@@ -22,11 +22,6 @@ class Place(NamedTuple):
     within: tuple[Any, ...]
 
 
-def yielded(function: Callable[[Document], Any], document: Document) -> dict[str, Records]:
-    """Give what a transform yields for a document, as `recompute` does."""
-    return recompute({"documents": function}, [("documents", document)])
-
-
 def recompute(functions: Functions, raw: Iterable[tuple[str, Document]]) -> dict[str, Records]:
     """Give every derived collection, `{collection: {key: fields}}`, of documents that each name their collection.
 
