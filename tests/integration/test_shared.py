@@ -442,3 +442,22 @@ def test_rollups_over_shared_records_follow_them(harness: Harness) -> None:
     assert "4 now" in traced
     assert "equal to what its records come to now" in traced
     assert "equal" in said(harness, "verify")
+
+
+def test_a_replay_tells_and_makes_what_it_would_do_to_parts(harness: Harness) -> None:
+    """A dry run counts sections and items under their collection, and a replay makes them right."""
+    harness.catch_up()
+    since = harness.databases.state.checkpoints.find_one({})["position"]["token"]  # type: ignore[index]
+    raw = harness.databases.raw
+    raw.users.insert_one(user(1))
+    raw.orders.insert_many([order(number, 1) for number in range(3)])
+    harness.catch_up()
+    harness.write(
+        {"customers": CUSTOMERS.replace('"total": order.get("total", 0)', '"sum": order.get("total", 0)')}
+    )
+    harness.catch_up()
+    found = json.loads(said(harness, "replay", "--from", since, "--dry-run", "--json"))
+    assert found["collections"] == {"customer": {"write": 0, "change": 3, "remove": 0}}
+    assert found["samples"][0]["part"]["list"] == "orders"
+    said(harness, "replay", "--from", since)
+    harness.assert_equal()

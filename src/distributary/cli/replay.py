@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from distributary.assemble import Assembled, connect, registry
-from distributary.cli.common import config_option, emit_json, json_option, one_line, open_config, progress
+from distributary.cli.common import (
+    config_option,
+    emit_json,
+    json_option,
+    named,
+    one_line,
+    open_config,
+    progress,
+)
 from distributary.cli.following import follow
 from distributary.derive.transform import Transform
 from distributary.errors import ConfigurationError, Fault
@@ -18,6 +26,7 @@ from distributary.operate.jobs import refuse_other_code
 from distributary.operate.positions import POSITIONS, Mark, mark_of
 from distributary.operate.replay import EFFECTS, DryRun, Forecast, replay
 from distributary.operate.status import iso
+from distributary.parts import told
 from distributary.state import Job
 
 _UNIT = "seconds of history"
@@ -112,8 +121,11 @@ def _forecast_answer(forecast: Forecast, span: tuple[Mark, Mark]) -> dict[str, A
         "samples": [
             {
                 "effect": EFFECTS.get(each.kind, each.kind.value),
-                "collection": each.collection or None,
-                "key": each.key,
+                **(
+                    told(each.collection, each.key)
+                    if each.collection
+                    else {"collection": None, "key": each.key}
+                ),
                 "transform": each.transform,
                 "source_key": each.source_key,
                 "fields": list(each.fields),
@@ -130,8 +142,8 @@ def _forecast_lines(forecast: Forecast, span: tuple[Mark, Mark]) -> Iterator[str
         f" {forecast.documents:,} documents"
     )
     for name, found in sorted(forecast.effects.items()):
-        told = ", ".join(f"{found[effect]:,} to {effect}" for effect in EFFECTS.values() if found[effect])
-        yield f"  {name}: {told}"
+        counts = ", ".join(f"{found[effect]:,} to {effect}" for effect in EFFECTS.values() if found[effect])
+        yield f"  {name}: {counts}"
     yield f"  {forecast.unchanged:,} records are as they should be"
     if forecast.failing:
         yield f"  {forecast.failing:,} documents cannot be derived and would be parked"
@@ -144,4 +156,4 @@ def _sample(each: Difference) -> str:
     if not each.collection:
         return f"park {owner}"
     fields = f": {', '.join(each.fields)}" if each.fields else ""
-    return f"{EFFECTS[each.kind]} {each.collection} {one_line(each.key)} {owner}{fields}"
+    return f"{EFFECTS[each.kind]} {named(each.collection, each.key)} {owner}{fields}"

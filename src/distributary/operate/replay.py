@@ -13,6 +13,7 @@ from distributary.derive.transform import Transform
 from distributary.operate.comparison import Difference, Kind
 from distributary.operate.positions import Mark, history, lean
 from distributary.operate.sides import Sides, chunks
+from distributary.parts import shared_of
 from distributary.ports import Batch
 from distributary.state import Checkpoint, Job, JobKind
 
@@ -61,7 +62,7 @@ class Forecast:
         if difference.kind is Kind.FAILING:
             self.failing += 1
         else:
-            self.effects[difference.collection][EFFECTS[difference.kind]] += 1
+            self.effects[shared_of(difference.collection)][EFFECTS[difference.kind]] += 1
         if sum(each.kind is difference.kind for each in self.samples) < NAMED:
             self.samples.append(difference)
 
@@ -73,8 +74,7 @@ class DryRun:
         self._sides = sides
         self._transforms = transforms
         self._collections = {
-            name: each.collections | checkpoint.transforms[name].collections
-            for name, each in transforms.items()
+            name: each.collections | checkpoint.transforms[name].places for name, each in transforms.items()
         }
         self._seen: dict[tuple[str, Identity], None] = {}
 
