@@ -105,7 +105,7 @@ def test_show_names_what_a_contested_document_waits_for(parked: Harness) -> None
     """The record that another document owns is named."""
     (letter,) = answer(parked, "list", "--kind", "contested")["letters"]
     text = page(parked, "show", letter["id"])
-    assert 'codes _id "a"' in text
+    assert 'codes "a"' in text
     assert "owns" in text
 
 

@@ -15,6 +15,7 @@ from distributary.cli.common import (
     console,
     emit_json,
     json_option,
+    named,
     one_line,
     open_config,
     progress,
@@ -235,11 +236,8 @@ def _lines(stored: StoredLetter) -> Iterator[tuple[str, str]]:
     yield "kind", letter.kind.value
     yield "reason", letter.reason
     if letter.waits_for:
-        collection, key = letter.waits_for
-        yield (
-            "waits for",
-            f"{collection} _id {one_line(key)}" + (", free now: it is tried soon" if letter.due else ""),
-        )
+        free = ", free now: it is tried soon" if letter.due else ""
+        yield "waits for", f"{named(*letter.waits_for)}{free}"
     yield "attempts", f"{stored.attempts}, first {_time(stored.first_at)}, last {_time(stored.last_at)}"
     yield "position", f"{iso(letter.position.time)} {letter.position.token}"
 

@@ -10,6 +10,7 @@ from distributary.errors import Failed
 from distributary.operate.repair import JOB_KEYS
 from distributary.operate.sides import chunks
 from distributary.operate.status import iso
+from distributary.parts import told
 from distributary.state import Job, JobKind, Letter, LetterKind
 from distributary.store.letters import (
     StoredLetter,
@@ -154,7 +155,7 @@ def discard(state: Database[Any], worker: str, letters: Sequence[StoredLetter]) 
 def answer(stored: StoredLetter) -> dict[str, Any]:
     """Give a letter as JSON has it, with everything that is known of it; times are ISO-8601."""
     letter = stored.letter
-    waits = letter.waits_for and dict(zip(("collection", "key"), letter.waits_for, strict=True))
+    waits = letter.waits_for and told(*letter.waits_for)
     return {
         "id": stored.id,
         "worker": stored.worker,
