@@ -14,7 +14,7 @@ from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from tests.conftest import SOAK, Databases
 from tests.fault.launcher import Launcher
-from tests.fault.load import MODULE, SETTINGS, Load, Watch
+from tests.fault.load import MODULE, SETTINGS, Load, Trail, Watch
 from tests.fault.test_kill import BURST, Stage
 from tests.harness import Harness
 
@@ -53,7 +53,7 @@ def stage(databases: Databases, tmp_path: Path, launcher: Launcher) -> Stage:
     load.burst(BURST)
     harness.catch_up()
     harness.write({"load": CHANGED})
-    return Stage(harness, launcher, load, Watch(harness))
+    return Stage(harness, launcher, load, Watch(harness), Trail(harness))
 
 
 def rebuild() -> Job:
