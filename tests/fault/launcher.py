@@ -39,6 +39,7 @@ from distributary.store.checkpoints import Checkpoints
 from distributary.store.lease import Lease
 from distributary.store.letters import Letters
 from distributary.store.outbox import MongoOutbox
+from distributary.store.pending import Pending
 from tests.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,7 @@ def _alone(_: Checkpoints, __: Any, ___: int, session: ClientSession | None = No
 STEPS = {
     "lease taken": Step(Lease, "announce", after=False),
     "fence raised": Step(Checkpoints, "raise_fence", after=True),
+    "before it is prepared": Step(Pending, "prepare", after=False),
     "read": Step(Stream, "read", after=True),
     "derived": Step(Derivation, "prepare", after=True),
     "before the transaction": Step(MongoSink, "write", after=False),

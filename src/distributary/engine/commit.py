@@ -1,6 +1,6 @@
 """Committing: what a batch yields, its dead letters and jobs, the checkpoint and last the fence, together."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -278,6 +278,17 @@ class Committer:
             return self.settle(drained[:half]) + self.settle(drained[half:])
         self.checkpoint = finishing.checkpoint
         return outcome
+
+    def aside(self, work: Callable[[ClientSession], None]) -> None:
+        """Do something in a transaction of its own, under the fence."""
+        finishing = _Finishing(self, Work([], [], self.checkpoint))
+
+        def finish(session: ClientSession, outcome: Outcome) -> None:
+            work(session)
+            finishing(session, outcome)
+
+        self._stores.sink.mark([], finish)
+        self.checkpoint = finishing.checkpoint
 
     def mark(self, job: Job, checkpoint: Checkpoint, groups: Sequence[Group]) -> None:
         """Let groups of rollups be pending, and commit the job and the checkpoint behind that."""
