@@ -69,9 +69,9 @@ def replay(stage: Stage, since: Position) -> Job:
 
 
 def ensure(stage: Stage, job: Job) -> None:
-    """Ask for a job unless one is open."""
+    """Ask for a job unless one of its kind is open."""
     jobs = Jobs(stage.harness.databases.state, "default")
-    if not jobs.open():
+    if not any(each.kind is job.kind for each in jobs.open()):
         jobs.ask([job])
 
 
