@@ -12,11 +12,14 @@ from threading import Thread
 from typing import Any
 
 from bson import decode, encode
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
 
 from distributary.assemble import Assembled, connect, registry
 from distributary.change import CODEC, identity
 from distributary.config import Config, load
 from distributary.derive.registry import Registry
+from distributary.derive.rollup import Rollup
 from distributary.derive.transform import Failure, derive
 from distributary.engine.worker import Goal
 from distributary.errors import LeaseLost
@@ -39,6 +42,22 @@ ORDERS = """
         if "code" in order:
             yield by_code.record(order["code"], {"order": order["_id"]})
 """
+
+
+#: The same with shared records and rollups over both kinds.
+CUSTOMERS = (
+    ORDERS.replace("import DerivedCollection,", "import DerivedCollection, Rollup,")
+    + """
+        yield customer.item(order.get("customer"), "orders", order["_id"], {"total": order.get("total", 0)})
+        if "code" in order:
+            yield customer.section(order["code"], "coded", {"order": order["_id"]})
+
+    customer = DerivedCollection("customer")
+    spent = Rollup("customer_spent", over=by_customer, by="customer", compute={
+        "orders": {"$sum": 1}, "spent": {"$sum": "$total"}, "totals": {"$addToSet": "$total"}})
+    coded = Rollup("coded_orders", over=customer, by="coded.order", compute={"codes": {"$sum": 1}})
+"""
+)
 
 
 @dataclass
@@ -123,10 +142,11 @@ class Harness:
     def recomputed(self) -> dict[str, dict[Any, bytes]]:
         """Derive everything anew: per derived collection, the record's content by the identity of its key.
 
-        Documents that fail yield nothing here; tests with such documents leave their records out.
+        Documents that fail yield nothing here; tests with such documents leave their records out. Rollups are computed
+        over the records that are stored, all groups at once.
         """
         plugged = self.registry
-        result: dict[str, dict[Any, bytes]] = {name: {} for name in plugged.collections}
+        result: dict[str, dict[Any, bytes]] = {name: {} for name in plugged.collections.keys() - plugged.audited}
         parts: dict[str, list[dict[str, Any]]] = {}
         for transform in plugged.transforms.values():
             for document in self.databases.raw[transform.source].find():
@@ -136,20 +156,53 @@ class Harness:
                         parts.setdefault(shared_of(record.collection), []).append(decode(record.body, CODEC))
                     else:
                         result[record.collection][record.identity] = record.body
-        return result | {name: put_together(some) for name, some in parts.items()}
+        rollups = {name: grouped(self.databases.derived, each) for name, each in plugged.rollups.items()}
+        return result | {name: put_together(some) for name, some in parts.items()} | rollups
 
     def derived(self) -> dict[str, dict[Any, bytes]]:
         """Give what is stored, in the form of `recomputed`."""
-        return {
-            name: {identity(each["_id"]): content(each) for each in self.databases.derived[name].find()}
-            for name in self.registry.collections
+        plugged, derived = self.registry, self.databases.derived
+        records = {
+            name: {identity(each["_id"]): content(each) for each in derived[name].find()}
+            for name in plugged.collections.keys() - plugged.audited
         }
+        return records | {name: groups(derived, name) for name in plugged.rollups}
 
     def assert_equal(self) -> None:
         """Fail unless every derived collection equals a recomputation."""
         stored, expected = self.derived(), self.recomputed()
         for name in expected:
             assert stored[name] == expected[name], f"{name} differs from a recomputation"
+
+
+def grouped(
+    derived: Database[dict[str, Any]], rollup: Rollup, session: ClientSession | None = None
+) -> dict[Any, bytes]:
+    """Compute all groups of a rollup over what is stored, in the form of `groups`."""
+    names = {path.replace(".", "_"): f"${path}" for path in rollup.paths}
+    stages: list[dict[str, Any]] = [
+        {"$match": {"$nor": [{path: None} for path in rollup.paths]}},
+        {"$match": dict(rollup.match or {})},
+        {"$group": {"_id": f"${rollup.by}" if isinstance(rollup.by, str) else names, **rollup.compute}},
+    ]
+    found = derived[rollup.over.name].aggregate(stages, session=session)
+    return {identity(each["_id"]): _group(each) for each in found}
+
+
+def groups(
+    derived: Database[dict[str, Any]], name: str, session: ClientSession | None = None
+) -> dict[Any, bytes]:
+    """Give all groups that are stored of a rollup, by the identity of their keys."""
+    return {identity(each["_id"]): _group(each) for each in derived[name].find({}, session=session)}
+
+
+def _group(document: dict[str, Any]) -> bytes:
+    """Give what a group came to; sets have no order."""
+    fields = {name: value for name, value in document.items() if name not in {"_id", "_src"}}
+    plain = {
+        name: sorted(value, key=repr) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return encode(plain, codec_options=CODEC)
 
 
 def work(assembled: Assembled, goal: Goal) -> None:

@@ -134,8 +134,7 @@ class Assembled:
     def sink(self, session: ClientSession) -> MongoSink:
         """Give what writes the derived collections, in a session of the derived deployment."""
         derived, plugged = self.databases.derived, self.registry.rollups
-        pending = Pending(self.databases.state, self.config.worker.name)
-        rollups = Rollups(derived, session, plugged, pending, passes) if plugged else None
+        rollups = Rollups(derived, session, plugged, self._pending(), passes) if plugged else None
         return MongoSink(derived, self.databases.state, session, self.commits, rollups)
 
     def serve(self, goal: Goal) -> None:
@@ -242,7 +241,13 @@ class Assembled:
             groups=self._reader() if self.registry.rollups else None,
             rollups=self._fingerprints(),
             triggers=self._triggers(),
+            is_tidy=lambda: not self._pending().has_others(list(self.registry.rollups)),
+            tidy=lambda session: self._pending().forget(list(self.registry.rollups), session),
         )
+
+    def _pending(self) -> Pending:
+        """Give the groups of rollups that are to be computed."""
+        return Pending(self.databases.state, self.config.worker.name)
 
     def _triggers(self) -> Triggers | None:
         """Give what follows changes for triggers, if there are any."""
@@ -267,17 +272,14 @@ class Assembled:
 
     def _reader(self) -> Reader:
         """Give what computes pending groups beside the stream."""
-        pending = Pending(self.databases.state, self.config.worker.name)
-        return Reader(self.databases.derived, self.registry.rollups, pending, passes)
+        return Reader(self.databases.derived, self.registry.rollups, self._pending(), passes)
 
     def _prepare(self) -> None:
         """Create what the worker writes to: derived collections, and the indexes of its own state."""
         prepare(self.databases.derived, self._indexes().items())
         prepare_rollups(self.databases.derived, self._rollup_indexes().items())
         refuse_bad(self.databases.derived, self.registry.rollups, self.registry.places, passes)
-        pending = Pending(self.databases.state, self.config.worker.name)
-        pending.prepare()
-        pending.forget(list(self.registry.rollups))
+        self._pending().prepare()
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
         if self.registry.triggers:

@@ -31,6 +31,7 @@ from distributary.engine.rebuild import Rebuilds
 from distributary.engine.replay import Replays
 from distributary.engine.slices import Slices
 from distributary.engine.triggers import Reader
+from distributary.sink import rollups
 from distributary.sink.mongo import MongoSink
 from distributary.sink.shelf import MongoShelf
 from distributary.source.stream import Stream
@@ -38,12 +39,16 @@ from distributary.store.checkpoints import Checkpoints
 from distributary.store.lease import Lease
 from distributary.store.letters import Letters
 from distributary.store.outbox import MongoOutbox
+from distributary.store.pending import Pending
 from tests.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
 
 #: Seconds that a loaded machine may take for what takes milliseconds otherwise.
 PATIENCE = 60.0
+
+#: The bounds of a worker here, so that small loads leave groups of rollups pending, and compute others at once.
+ROLLUP_RECORDS, LARGE_GROUP = 40, 12
 
 
 class Step(NamedTuple):
@@ -74,6 +79,7 @@ def _alone(_: Checkpoints, __: Any, ___: int, session: ClientSession | None = No
 STEPS = {
     "lease taken": Step(Lease, "announce", after=False),
     "fence raised": Step(Checkpoints, "raise_fence", after=True),
+    "before it is prepared": Step(Pending, "prepare", after=False),
     "read": Step(Stream, "read", after=True),
     "derived": Step(Derivation, "prepare", after=True),
     "before the transaction": Step(MongoSink, "write", after=False),
@@ -238,6 +244,7 @@ class _Forks:
         self._children: set[int] = set()
 
     def serve(self) -> None:
+        rollups.ROLLUP_RECORDS, rollups.LARGE_GROUP = ROLLUP_RECORDS, LARGE_GROUP
         for line in sys.stdin:
             ((verb, value),) = json.loads(line).items()
             print(json.dumps(self._answer(verb, value)), flush=True)  # noqa: T201 - the answer

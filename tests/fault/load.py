@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
 
+from distributary.change import identity
 from distributary.source.documents import GONE_SNAPSHOT
+from distributary.store.checkpoints import Checkpoints
+from distributary.store.pending import PENDING
 from tests.conftest import Databases
-from tests.harness import Harness
+from tests.harness import Harness, grouped, groups
 
 #: Every raw document has a `revision`, copied to all of its records: a later state has a higher one. An order
-#: also has a `life`, which is higher when it is inserted again.
+#: also has a `life`, which is higher when it is inserted again. Rollups are over records and over shared ones.
 MODULE = """
-    from distributary import DerivedCollection, transform
+    from distributary import DerivedCollection, Rollup, transform, trigger
 
     by_customer = DerivedCollection("orders_by_customer", indexes=[["customer", "revision"]])
     lines = DerivedCollection("order_lines", indexes=["sku"])
@@ -26,6 +29,19 @@ MODULE = """
     members = DerivedCollection("members")
     links = DerivedCollection("links_of_groups")
     customer = DerivedCollection("customer")
+    audit = DerivedCollection("audit")
+
+    newest = {"count": {"$sum": 1}, "newest": {"$max": "$revision"}}
+    rollups = [
+        Rollup("customer_orders", over=by_customer, by="customer", compute=newest),
+        Rollup("sku_lives", over=lines, by=["sku", "life"], compute=newest, match={"life": {"$lt": 4}}),
+        Rollup("coded_lives", over=customer, by="coded.life", compute={
+            "count": {"$sum": 1}, "newest": {"$max": "$coded.revision"}}),
+    ]
+
+    @trigger("orders")
+    def trail(change):
+        yield audit.record(change.position, {"of": change.key, "operation": change.operation})
 
     @transform("orders")
     def orders(order):
@@ -265,6 +281,37 @@ class Load:
                 yield session
 
 
+class Trail:
+    """What the audit trail has to hold: every change of an order since the worker was here, in order."""
+
+    def __init__(self, harness: Harness) -> None:
+        checkpoint = Checkpoints(harness.databases.state).load("default")
+        assert checkpoint is not None
+        assert checkpoint.triggers is not None
+        self._databases = harness.databases
+        self._since = checkpoint.triggers.position
+
+    def assert_complete(self) -> None:
+        """Fail unless each change has one record, and nothing else has."""
+        changes, token = self._changes(), self._since.token
+        found = self._databases.derived.audit.find({"_id": {"$gt": token}}).sort("_id", 1)
+        assert [(each["_id"], each["of"], each["operation"]) for each in found] == changes
+
+    def _changes(self) -> list[tuple[str, Any, str]]:
+        """Read the changes up to now from the source's history."""
+        end = self._databases.raw.orders.insert_one({"_id": "end of trail"}).inserted_id
+        self._databases.raw.orders.delete_one({"_id": end})
+        changes = []
+        with self._databases.raw.orders.watch(start_at_operation_time=self._since.time) as stream:
+            for each in stream:
+                key = each["documentKey"]["_id"]
+                if key == end:
+                    return changes
+                if each["_id"]["_data"] > self._since.token:
+                    changes.append((each["_id"]["_data"], key, each["operationType"]))
+        raise AssertionError("the history ended")
+
+
 class _Seen(NamedTuple):
     """What was last seen of a source; `left` when it was not there any more."""
 
@@ -276,17 +323,21 @@ class _Seen(NamedTuple):
 class Watch:
     """Looks at all derived collections at one moment after the other, and notes what may never be seen.
 
-    Without `torn` a document may be shown in two states, by two collections.
+    Without `torn` a document may be shown in two states, by two collections. Without `computed`, groups of rollups may
+    differ from the records that are stored, though they are not pending.
     """
 
     def __init__(self, harness: Harness) -> None:
         self._client = harness.databases.client
         self._derived = harness.databases.derived
-        self._collections = sorted(harness.registry.collections)
+        registry = harness.registry
+        self._state = harness.databases.state
+        self._collections = sorted(registry.collections.keys() - registry.audited)
+        self._rollups = registry.rollups
         self._seen: dict[Any, _Seen] = {}
         self.faults: list[str] = []
         self.looks = 0
-        self.torn = True
+        self.torn = self.computed = True
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -312,7 +363,9 @@ class Watch:
     def look(self) -> None:
         """Read everything as of one moment and hold it against what was seen before."""
         try:
-            records = self._snapshot()
+            with self._client.start_session(snapshot=True) as session:
+                records = self._records(session)
+                differing = list(self._differing(session)) if self.computed else []
         except OperationFailure as error:
             if error.code not in GONE_SNAPSHOT:
                 raise
@@ -321,15 +374,27 @@ class Watch:
         if self.torn:
             self._torn(records)
         self._backwards(records)
+        self.faults += differing
 
-    def _snapshot(self) -> dict[tuple[str, Any], Document]:
-        with self._client.start_session(snapshot=True) as session:
-            return {
-                (name, repr(record["_id"])): record
-                for name in self._collections
-                for each in self._derived[name].find({}, session=session)
-                for record in _records(each)
-            }
+    def _records(self, session: ClientSession) -> dict[tuple[str, Any], Document]:
+        return {
+            (name, repr(record["_id"])): record
+            for name in self._collections
+            for each in self._derived[name].find({}, session=session)
+            for record in _records(each)
+        }
+
+    def _differing(self, session: ClientSession) -> Iterator[str]:
+        """Tell of groups that are not what the records come to at this moment, and are not pending."""
+        pending = {
+            (each["_id"]["rollup"], identity(each["_id"]["group"]))
+            for each in self._state[PENDING].find({}, session=session)
+        }
+        for name, rollup in self._rollups.items():
+            stored, wanted = groups(self._derived, name, session), grouped(self._derived, rollup, session)
+            for group in stored.keys() | wanted.keys():
+                if stored.get(group) != wanted.get(group) and (name, group) not in pending:
+                    yield f"not computed: {name}[{group}] is {stored.get(group)!r}, not {wanted.get(group)!r}"
 
     def _torn(self, records: Mapping[tuple[str, Any], Document]) -> None:
         """Note sources of one transaction, and records of one source, that show several revisions."""

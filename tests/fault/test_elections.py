@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from distributary.embedded import EmbeddedMongo, Member
 from tests.conftest import SOAK, Databases, embedded_or_skip, eventually
 from tests.fault.deployment import databases_of, serving
-from tests.harness import Harness
+from tests.harness import CUSTOMERS, Harness
 
 #: Operations of the load between two faults.
 BETWEEN = 100
@@ -47,8 +47,8 @@ def databases(cluster: EmbeddedMongo) -> Iterator[Databases]:
 
 @pytest.fixture
 def harness(databases: Databases, tmp_path: Path) -> Harness:
-    """Give a worker with the orders module."""
-    return Harness(databases, tmp_path / "modules")
+    """Give a worker with orders, customers and rollups over both."""
+    return Harness(databases, tmp_path / "modules", {"orders": CUSTOMERS})
 
 
 class Load:

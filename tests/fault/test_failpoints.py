@@ -12,7 +12,7 @@ from distributary.embedded import EmbeddedMongo
 from tests.conftest import SOAK, Databases, embedded_or_skip, eventually
 from tests.fault.deployment import Failpoint, databases_of, failing, serving
 from tests.fault.launcher import Launcher
-from tests.harness import Harness
+from tests.harness import CUSTOMERS, Harness
 
 #: What passes by itself. Labels are left to the server, which adds those that belong to command and code.
 PASSING: Mapping[str, Mapping[str, Any]] = {
@@ -61,8 +61,8 @@ def databases(server: EmbeddedMongo) -> Iterator[Databases]:
 
 @pytest.fixture
 def harness(databases: Databases, tmp_path: Path) -> Harness:
-    """Give a worker with the orders module."""
-    return Harness(databases, tmp_path / "modules")
+    """Give a worker with orders, customers and rollups over both."""
+    return Harness(databases, tmp_path / "modules", {"orders": CUSTOMERS})
 
 
 @pytest.fixture(scope="module")

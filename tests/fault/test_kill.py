@@ -14,7 +14,7 @@ from distributary.state import Job, JobKind
 from distributary.store.jobs import Jobs
 from tests.conftest import SOAK, Databases, eventually
 from tests.fault.launcher import PATIENCE, Launcher, Trap, Worker
-from tests.fault.load import MODULE, SETTINGS, Load, Watch
+from tests.fault.load import MODULE, SETTINGS, Load, Trail, Watch
 from tests.harness import Harness
 
 #: Kills at one step, and at random moments of one load.
@@ -71,6 +71,7 @@ class Stage:
     launcher: Launcher
     load: Load
     watch: Watch
+    trail: Trail | None = None
 
     def kill_at(self, step: str, number: int = 1) -> None:
         """Start a worker and see it die at a step."""
@@ -95,6 +96,7 @@ class Stage:
         state = self.harness.databases.state
         state.checkpoints.drop()
         state.jobs.drop()
+        self.trail = None
 
     def ask(self) -> None:
         """Ask for a job that sweeps and scans, ahead of what the stream still has to bring."""
@@ -107,6 +109,8 @@ class Stage:
         self.harness.catch_up()
         self.harness.assert_equal()
         assert self.harness.databases.state.dead_letters.count_documents({}) == 0
+        if self.trail is not None:
+            self.trail.assert_complete()
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ def staged(databases: Databases, folder: Path, launcher: Launcher, seed: int) ->
     load = Load(databases, seed)
     load.burst(BURST)
     harness.catch_up()
-    return Stage(harness, launcher, load, Watch(harness))
+    return Stage(harness, launcher, load, Watch(harness), Trail(harness))
 
 
 @pytest.mark.parametrize("step", ONCE + STREAM)

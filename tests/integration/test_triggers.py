@@ -342,10 +342,8 @@ def test_triggers_beside_transforms(databases: Databases, tmp_path: Path) -> Non
     databases.raw.forms.insert_one({"_id": 1})
     databases.raw.orders.update_one({"_id": 1}, {"$set": {"skus": ["b"]}})
     harness.catch_up()
-    stored, expected = harness.derived(), harness.recomputed()
-    assert len(stored.pop("audit")) == 1
-    assert expected.pop("audit") == {}
-    assert stored == expected
+    assert databases.derived.audit.count_documents({}) == 1
+    harness.assert_equal()
 
 
 #: Fails for changes with a field `bad`, and for all as long as it is told to.

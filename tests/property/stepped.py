@@ -16,8 +16,10 @@ from distributary.engine.derivation import Prepared
 from distributary.engine.pipeline import Pipeline, StreamEnded
 from distributary.engine.retry import Verdict, judge
 from distributary.engine.rollups import Draining
+from distributary.engine.triggers import Reader, TriggersLost, TriggerTail
 from distributary.engine.worker import Parts, Worker, _Tail
 from distributary.errors import CheckpointMoved, PositionLost
+from distributary.ports import Start
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from distributary.store.lease import LEASES, Lease
@@ -96,6 +98,25 @@ class DrainingByHand(Draining):
         self._thread.join()
 
 
+class ReaderByHand(Reader):
+    """Reads the triggers' stream without a thread, as far ahead as it is told to."""
+
+    def start(self) -> None:
+        """Have room for whatever is read; nothing starts."""
+        self._ready = Queue()
+
+    def read_on(self) -> None:
+        """Read one reply of the stream, and call the triggers."""
+        try:
+            for batch in self._source.read(1):
+                for ready in self._reacted(batch):
+                    self._ready.put(ready)
+                if self._source.ended:
+                    self._source.open(Start(token=batch.position.token), batch.position.token)
+        except PositionLost as error:
+            self._ready.put(TriggersLost(error.message, error.cure))
+
+
 class Stepped:
     """A worker that took the lease from whoever held it, and works step by step."""
 
@@ -131,16 +152,24 @@ class Stepped:
             source = self._parts.new_source()
             try:
                 committer = self._worker._open(source)
+            except TriggersLost:
+                self._worker._triggers_lost = True
+                continue
             except PositionLost as error:
                 self._worker._lose(error, opened=False)
                 continue
-            self._tail = _Tail(self._parts, self._settings, committer, source, Event())
+            followed = self._worker._followed
+            self._tail = _Tail(self._parts, self._settings, committer, source, Event(), followed)
             self._tail._pipeline = ByHand(
                 source, self._tail._derivation, self._settings.bounds, committer.horizon
             )
             self._tail._pipeline.start()
             self._tail._draining = DrainingByHand(self._parts.groups, committer)
             self._tail._slices.reading = AheadByHand  # type: ignore[misc]
+            triggers = _triggers(self._tail)
+            assert followed is not None
+            triggers._reader = ReaderByHand(triggers._triggers, followed, committer.checkpoint.epoch)
+            triggers.start()
 
     def read(self) -> None:
         """Read one reply of the stream."""
@@ -149,6 +178,16 @@ class Stepped:
     def derive(self) -> None:
         """Derive one batch ahead of what is committed."""
         self._judged(lambda tail: _hand(tail).derive())
+
+    def react(self) -> None:
+        """Read one reply of the triggers' stream, and call them."""
+
+        def read(tail: _Tail) -> None:
+            reader = _triggers(tail)._reader
+            assert isinstance(reader, ReaderByHand)
+            reader.read_on()
+
+        self._judged(read)
 
     def step(self) -> None:
         """Commit the next batch that is derived, if there is one, and do a slice of the job at hand."""
@@ -174,6 +213,7 @@ class Stepped:
         for _ in range(PATIENCE):
             self.read()
             self.derive()
+            self.react()
             self.step()
             if self._tail is not None and self._tail._done(goal):
                 self._judged(_Tail._save)
@@ -188,6 +228,9 @@ class Stepped:
             action(self._tail)
         except StreamEnded:
             self._drop()
+        except TriggersLost:
+            self._drop()
+            self._worker._triggers_lost = True
         except PositionLost as error:
             self._drop()
             self._worker._lose(error, opened=True)
@@ -199,6 +242,7 @@ class Stepped:
     def _drop(self) -> None:
         assert self._tail is not None
         _hand(self._tail)._source.close()
+        _triggers(self._tail).close()
         self._tail = None
 
     def end(self) -> None:
@@ -214,6 +258,11 @@ def _slice(tail: _Tail) -> None:
         tail._step()
     finally:
         _hand(tail).held = False
+
+
+def _triggers(tail: _Tail) -> TriggerTail:
+    assert tail._triggers is not None
+    return tail._triggers
 
 
 def _hand(tail: _Tail) -> ByHand:

@@ -44,6 +44,7 @@ from tests.conftest import SOAK, Databases
 from tests.harness import Harness
 from tests.property.past import Past, Shown, shown
 from tests.property.stepped import Stepped, expire
+from tests.property.trail import Trail
 from tests.tap import POINTS, Crash, Tap
 
 #: Stories that are told, of up to 25 rules each; a story takes about a second.
@@ -60,7 +61,17 @@ TRANSFORMS = {"orders": "orders", "users": "users", "more": "orders"}
 
 #: A document that is `bad` fails under one of the two twists of the code, so that a deployment repairs it.
 HEAD = """
-    from distributary import DerivedCollection, Rollup, transform
+    from distributary import DerivedCollection, Rollup, transform, trigger
+
+    audit = DerivedCollection("audit")
+
+    @trigger("orders")
+    def trail_of_orders(change):
+        yield audit.record(change.position, {"of": change.key, "operation": change.operation})
+
+    @trigger("users", operations=["insert", "update", "replace", "delete"])
+    def trail_of_users(change):
+        yield audit.record(change.position, {"of": change.key, "operation": change.operation})
 
     codes = DerivedCollection("codes")
     wholes = DerivedCollection("wholes")
@@ -139,9 +150,9 @@ class Delete(NamedTuple):
 
 Operation = Put | Set | Delete
 
-#: What a worker does: read a reply ahead, derive a batch ahead, commit it, do a slice of a job before that or all
-#: of one; and what it may be asked for meanwhile.
-STEPS = ("read", "derive", "step", "slice", "do_jobs", "ask")
+#: What a worker does: read a reply ahead, derive a batch ahead, commit it, call triggers ahead of their commit, do a
+#: slice of a job before that or all of one; and what it may be asked for meanwhile.
+STEPS = ("read", "derive", "step", "react", "slice", "do_jobs", "ask")
 
 source_names = st.sampled_from(SOURCES)
 keys = st.sampled_from([1, "a"])
@@ -187,6 +198,7 @@ class Promise(RuleBasedStateMachine):
         self._outdated: set[Owner] = set()
         self._failed = False
         self._threads = False
+        self._trail: Trail | None = None
 
     @initialize(
         threads=st.sampled_from([False, False, True]),
@@ -202,6 +214,7 @@ class Promise(RuleBasedStateMachine):
         """Start with empty databases and a few documents; `threads`: it ends with a worker as it really runs."""
         self._threads = threads
         _empty(self._databases)
+        self._trail = Trail(self._databases)
         self._harness.settings = {
             "worker.batch_changes": str(batch),
             "worker.scan_documents": str(scan),
@@ -277,14 +290,14 @@ class Promise(RuleBasedStateMachine):
             self._leave()
         self._tap.point = ""
 
-    @rule(position_is_lost=st.sampled_from([False, False, True]))
-    def kill(self, *, position_is_lost: bool) -> None:
+    @rule(lost=st.sampled_from([[], [], ["position"], ["triggers.position"], ["position", "triggers.position"]]))
+    def kill(self, lost: list[str]) -> None:
         """End between two steps with nothing saved; the history may not reach back to the checkpoint then."""
         self._leave()
         found = self._databases.state.checkpoints.find_one({"position": {"$exists": True}})
-        if position_is_lost and found is not None:
-            lost = {"$set": {"position.token": self._story.lost}}
-            self._databases.state.checkpoints.update_one({}, lost)
+        if lost and found is not None:
+            tokens = {"$set": {f"{each}.token": self._story.lost for each in lost}}
+            self._databases.state.checkpoints.update_one({}, tokens)
 
     @rule(point=st.sampled_from(POINTS), commits=st.integers(0, 2))
     def overtake(self, point: str, commits: int) -> None:
@@ -310,7 +323,7 @@ class Promise(RuleBasedStateMachine):
             self._zombie.end()
         self._zombie = paused
 
-    @rule(step=st.sampled_from(STEPS[:3]))
+    @rule(step=st.sampled_from(STEPS[:4]))
     @precondition(lambda self: self._zombie is not None)
     def wake(self, step: str) -> None:
         """Let the worker go on that was paused: it commits nothing."""
@@ -391,6 +404,8 @@ class Promise(RuleBasedStateMachine):
             self._leave()
             if self._zombie:
                 self._zombie.end()
+            if self._trail is not None:
+                self._trail.close()
 
     def _end(self) -> None:
         if not self._threads:
@@ -489,6 +504,8 @@ class Promise(RuleBasedStateMachine):
         records = shown(self._databases)
         self._checked(lambda: Comparison(self._databases, self._registry, self._outdated, records).check())
         self._checked(self._check_rollups)
+        if self._trail is not None:
+            self._checked(self._trail.check)
         self._past.built(self._twists)
 
     def _check_rollups(self) -> None:
@@ -510,6 +527,8 @@ class Promise(RuleBasedStateMachine):
     def _look_back(self) -> None:
         """After every commit: nothing that is stored is older than what was stored before."""
         self._past.check(shown(self._databases))
+        if self._trail is not None:
+            self._trail.look()
 
 
 class Comparison:

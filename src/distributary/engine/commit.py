@@ -1,6 +1,6 @@
 """Committing: what a batch yields, its dead letters and jobs, the checkpoint and last the fence, together."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -153,7 +153,6 @@ class Committer:
         due = (
             [each.key for each in self._parked.values() if each.kind is LetterKind.CONTESTED] if freed else []
         )
-        self.checkpoint = self._sharing(self.checkpoint)
         self._stores.sink.share(self.checkpoint.shared)
         for name, transform in self._transforms.items():
             built = self.checkpoint.transforms.get(name)
@@ -162,7 +161,7 @@ class Committer:
         if self.checkpoint.revision:
             jobs = [*asked, *self._stores.jobs.open()]
             self._unswept = {job.source for job in jobs if job.sweep}
-        self._commit(Work([], [], self.checkpoint, asked, due=due))
+        self._transact(Work([], [], self.checkpoint, asked, due=due))
 
     def batch(self, prepared: Prepared, *, purge: bool) -> Outcome:
         """Commit a batch of the stream and move the position behind it."""
@@ -280,6 +279,17 @@ class Committer:
         self.checkpoint = finishing.checkpoint
         return outcome
 
+    def aside(self, work: Callable[[ClientSession], None]) -> None:
+        """Do something in a transaction of its own, under the fence."""
+        finishing = _Finishing(self, Work([], [], self.checkpoint))
+
+        def finish(session: ClientSession, outcome: Outcome) -> None:
+            work(session)
+            finishing(session, outcome)
+
+        self._stores.sink.mark([], finish)
+        self.checkpoint = finishing.checkpoint
+
     def mark(self, job: Job, checkpoint: Checkpoint, groups: Sequence[Group]) -> None:
         """Let groups of rollups be pending, and commit the job and the checkpoint behind that."""
         finishing = _Finishing(self, Work([], [], checkpoint, progress=job))
@@ -337,8 +347,7 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
-        self._share()
-        work = replace(work, checkpoint=self._sharing(work.checkpoint))
+        work = replace(work, checkpoint=_with_shared(work.checkpoint, self._share()))
         if work.alone:
             free = [item for item in work.desired if not self._is_contested(item.owner)]
             work = replace(work, desired=free)
@@ -354,18 +363,26 @@ class Committer:
             replace(work, desired=last, checkpoint=replace(work.checkpoint, revision=revision))
         )
 
-    def _share(self) -> None:
-        """Note to which shared records transforms contribute, before they do so for the first time.
+    def _share(self) -> Mapping[str, frozenset[str]]:
+        """Note to which shared records transforms contribute, before they do so for the first time; gives what is new.
 
-        What lies in such a collection then is left over from a state that was dropped: it has no parts.
+        What lies in such a collection then is left over from a state that was dropped: it has no parts. What others
+        derive meanwhile is noted the next time.
         """
-        sharing = self._sharing(self.checkpoint)
-        if sharing is self.checkpoint:
-            return
-        self._stores.sink.share(sharing.shared)
-        for name in sorted(sharing.shared - self.checkpoint.shared):
+        new = {name: shared for name in self._transforms if (shared := self._unnoted(name))}
+        if not new:
+            return new
+        known = self.checkpoint.shared
+        sharing = frozenset[str]().union(*new.values())
+        self._stores.sink.share(sharing)
+        for name in sorted(sharing - known):
             self._assemble(name)
-        self.save(self._sharing(self.checkpoint))
+        self.save(_with_shared(self.checkpoint, new))
+        return new
+
+    def _unnoted(self, transform: str) -> frozenset[str]:
+        built = self.checkpoint.transforms.get(transform)
+        return self._transforms[transform].shared - built.shared if built is not None else frozenset()
 
     def _assemble(self, collection: str) -> None:
         """Put all shared records of a collection together from their parts, some at a time."""
@@ -374,15 +391,7 @@ class Committer:
             finishing = _Finishing(self, Work([], [], self.checkpoint))
             behind = self._stores.sink.assemble(collection, behind or (), ASSEMBLED, finishing.at)
             self.checkpoint = finishing.checkpoint
-
-    def _sharing(self, checkpoint: Checkpoint) -> Checkpoint:
-        for name, transform in self._transforms.items():
-            built = checkpoint.transforms.get(name)
-            if built is not None and not transform.shared <= built.shared:
-                checkpoint = checkpoint.with_built(
-                    name, replace(built, shared=built.shared | transform.shared)
-                )
-        return checkpoint
+            self.marks += 1
 
     def _divided(self, work: Work) -> Outcome:
         """Commit a transaction; one that is too large, or of which MongoDB refuses much, is halved."""
@@ -595,6 +604,14 @@ def job_for(checkpoint: Checkpoint, source: str, reason: str) -> Job:
     """Give the job that derives one source collection anew for all of its transforms."""
     names = tuple(sorted(name for name, built in checkpoint.transforms.items() if built.source == source))
     return Job(None, JobKind.BACKFILL, source, names, reason, sweep=True)
+
+
+def _with_shared(checkpoint: Checkpoint, new: Mapping[str, frozenset[str]]) -> Checkpoint:
+    """Note shared records to which transforms contribute, too."""
+    for name, shared in new.items():
+        built = checkpoint.transforms[name]
+        checkpoint = checkpoint.with_built(name, replace(built, shared=built.shared | shared))
+    return checkpoint
 
 
 def _end(owner: Owner, holders: Mapping[Owner, Owner]) -> Owner:

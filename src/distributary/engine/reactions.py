@@ -159,7 +159,8 @@ class Reactions:
             self._outbox.put(work.events, session)
             saved = stores.checkpoints.save(checkpoint, self._committer.fence, session)
 
-        stores.sink.write([each.desired for each in work.effects], self._collections, finish)
+        outcome = stores.sink.write([each.desired for each in work.effects], self._collections, finish)
+        self._committer.marks += outcome.pending
         self._committer.checkpoint = saved
         for queue, token in work.parked:
             self._queues[queue].add(token)

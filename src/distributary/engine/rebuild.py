@@ -325,11 +325,17 @@ class Rebuilds:
         done = replace(job, done=True, stage="done", after=())
         due = [LetterKey(name, key) for name in job.transforms for key in self._committer.parked_keys(name)]
         asked = self._following(job, checkpoint)
+        brought_back = self._previous(job) if job.kind is JobKind.UNDO else {}
         self._committer.progress(done, replace(checkpoint, rebuilding=None), asked, due)
-        if job.kind is JobKind.UNDO:
-            self._drop(f"{name}{PREVIOUS}" for name in self._places(job))
+        for name, known in brought_back.items():
+            self._shelf.drop(name, known)
         log.info("rebuilt", transforms=list(job.transforms), collections=self._collections(job))
         return done
+
+    def _previous(self, job: Job) -> Mapping[str, UUID]:
+        """Give what was kept of the job's collections; to be looked up before the fence is, as in `_forget`."""
+        names = {f"{name}{PREVIOUS}" for name in self._places(job)}
+        return {name: known for name, known in self._shelf.ids().items() if name in names}
 
     def _shared(self, transform: str, entry: Built) -> frozenset[str]:
         """Give the collections in which a transform has parts now; its former code may have had others."""
@@ -370,12 +376,6 @@ class Rebuilds:
             self._committer.save(replace(checkpoint, rebuilding=None))
         for name, known in left.items():
             self._shelf.drop(name, known)
-
-    def _drop(self, names: Iterable[str]) -> None:
-        there = self._shelf.ids()
-        for name in names:
-            if name in there:
-                self._shelf.drop(name, there[name])
 
     def _drop_left_behind(self, job: Job) -> Job:
         """Drop the collections that no transform names any more, and forget who wrote them.

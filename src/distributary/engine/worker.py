@@ -8,6 +8,7 @@ from threading import Event
 from time import monotonic
 
 from bson import Timestamp
+from pymongo.client_session import ClientSession
 from pymongo.errors import PyMongoError
 from tenacity import (
     RetryCallState,
@@ -83,7 +84,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the worker drives."""
+    """What the worker drives; `tidy` removes, in a transaction, some of what nobody wants any more, until `is_tidy`."""
 
     stores: Stores
     documents: Documents
@@ -98,6 +99,8 @@ class Parts:
     groups: GroupReader | None = None
     rollups: Mapping[str, str] = field(default_factory=dict)
     triggers: Triggers | None = None
+    is_tidy: Callable[[], bool] = lambda: True
+    tidy: Callable[[ClientSession], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,8 @@ class Worker:
         self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
         committer = Committer(self._parts.stores, self._wanted.transforms, checkpoint, self._fence, breaker)
         committer.begin(beginning.jobs, freed=beginning.freed)
+        while not self._parts.is_tidy():
+            committer.aside(self._parts.tidy)
         self._lost = self._triggers_lost = False
         log.info(
             "tailing",

@@ -433,21 +433,30 @@ class MongoSink:
     # --- shared records -------------------------------------------------------------------------------------
 
     def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
-        """Put the next shared records in key order together anew from their parts, in one transaction with `finish`."""
+        """Put the next shared records in key order together anew from their parts, in one transaction with `finish`.
+
+        The groups of rollups that they were or are in become pending.
+        """
 
         def work() -> Behind:
             query = {f"{ENGINE_FIELD}.shared": True, **({"_id": {"$ne": after[0]}} if after else {})}
             found = self._derived[collection].find(query, {"_id": 1}, limit=limit, session=self._session)
             found = found.hint([("_id", 1)]).sort("_id", 1)
             keys = [each["_id"] for each in (found.min([("_id", after[0])]) if after else found)]
-            self._assemble(collection, parts_of(collection), keys)
+            touched = self._rollups.touched() if self._rollups else None
+            self._assemble(collection, parts_of(collection), keys, touched)
+            if self._rollups is not None and touched is not None:
+                self._rollups.write(touched, UNKNOWN_VERSION, self._rollups.names)
             behind = (keys[-1],) if len(keys) == limit else ()
             finish(self._session, behind)
             return behind
 
         return transact(self._session, work)
 
-    def _assemble(self, collection: str, parts: str, keys: Sequence[Any]) -> None:
+    def _assemble(
+        self, collection: str, parts: str, keys: Sequence[Any], touched: Touched | None = None
+    ) -> None:
+        self._note_groups(collection, keys, touched)
         distinct = list({identity(key): key for key in keys}.values())
         for some in _chunks(distinct, ASSEMBLED):
             missing = {identity(key): key for key in some}
@@ -455,6 +464,7 @@ class MongoSink:
                 del missing[identity(whole.key)]
                 self._put_whole(collection, whole)
             self._delete(collection, list(missing.values()))
+        self._note_groups(collection, keys, touched)
 
     def _put_whole(self, collection: str, whole: Whole) -> None:
         document = {"_id": whole.key, **whole.fields, ENGINE_FIELD: mark(whole.version)}
@@ -470,16 +480,17 @@ class MongoSink:
         lives = {shadow: name for name, shadow in shadows.items()}
         for parts in sorted(names):
             live, changed = shared_of(lives.get(parts, parts)), deltas(plan, parts)
-            self._note_groups(live, changed, touched)
+            keys = [delta.key for delta in changed]
+            self._note_groups(live, keys, touched)
             self._send_deltas(shadows.get(live, live), changed)
-            self._note_groups(live, changed, touched)
+            self._note_groups(live, keys, touched)
 
-    def _note_groups(self, collection: str, changed: Sequence[Delta], touched: Touched | None) -> None:
+    def _note_groups(self, collection: str, keys: Sequence[Any], touched: Touched | None) -> None:
         """Note the groups of rollups that shared records are in."""
         fields = touched.fields(collection) if touched else ()
         if touched is None or not fields:
             return
-        for some in _chunks([delta.key for delta in changed], QUERY_KEYS):
+        for some in _chunks(keys, QUERY_KEYS):
             found = self._derived[collection].find(
                 {"_id": {"$in": some}}, dict.fromkeys(fields, 1), session=self._session
             )
@@ -574,6 +585,7 @@ class MongoSink:
             plan = reconcile(desired, known, attempt.unplugged)
             if touched is not None:
                 touched.note_plan(plan, known)
+        self._remove(plan)
         self._share(plan, shadows, touched)
         self._apply(plan, apart=attempt.apart, by_key=attempt.by_key)
         return plan
@@ -609,10 +621,13 @@ class MongoSink:
                 for raw in _documents(batch):
                     yield familiar.stored(collection, raw) or stored(collection, _looked_at(raw), raw)
 
-    def _apply(self, plan: Plan, *, apart: bool, by_key: bool) -> None:
-        """Send the writes; deletes first, so that a key or a unique value that moves is free."""
+    def _remove(self, plan: Plan) -> None:
+        """Send the deletes, which come first: a key or a unique value that moves is free, for shared records as well."""
         for collection, keys in plan.deletes.items():
             self._delete(collection, keys)
+
+    def _apply(self, plan: Plan, *, apart: bool, by_key: bool) -> None:
+        """Send the other writes."""
         if apart:
             for collection, writes in plan.replaces.items():
                 self._delete(collection, [record.key for record, _ in writes])
@@ -638,7 +653,7 @@ class MongoSink:
         removed = []
         for collection, keys in _grouped(attempt.foreign):
             if parts_of(collection) in places:
-                self._assemble(collection, parts_of(collection), keys)
+                self._assemble(collection, parts_of(collection), keys, touched)
                 continue
             database = self._in(collection)
             for document in database[collection].find({"_id": {"$in": keys}}, session=self._session):

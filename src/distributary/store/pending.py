@@ -67,9 +67,17 @@ class Pending:
         found = list(self._collection.find(query, session=session).sort("_id", 1).limit(limit))
         return [_pending(each) for each in found], (found[-1]["_id"],) if len(found) == limit else ()
 
-    def forget(self, plugged: Sequence[str]) -> None:
-        """Forget the groups of rollups that are not plugged in: when they are again, they are built anew."""
-        self._collection.delete_many({"worker": self._worker, "_id.rollup": {"$nin": list(plugged)}})
+    def has_others(self, plugged: Sequence[str]) -> bool:
+        """Whether there are groups of rollups that are not plugged in."""
+        return self._collection.find_one(self._others(plugged), {"_id": 1}) is not None
+
+    def forget(self, plugged: Sequence[str], session: ClientSession) -> None:
+        """Forget some groups of rollups that are not plugged in: when they are again, they are built anew."""
+        found = self._collection.find(self._others(plugged), {"_id": 1}, session=session).limit(CHUNK)
+        self._collection.delete_many({"_id": {"$in": [each["_id"] for each in found]}}, session=session)
+
+    def _others(self, plugged: Sequence[str]) -> dict[str, Any]:
+        return {"worker": self._worker, "_id.rollup": {"$nin": list(plugged)}}
 
     def _id(self, group: Group) -> dict[str, Any]:
         return {"worker": self._worker, "rollup": group.rollup, "group": group.key}
