@@ -12,10 +12,10 @@ from bson import Decimal128
 from distributary import Publish
 from distributary.derive.rollup import Rollup
 from distributary.derive.trigger import TRIGGER_MARK
-from distributary.personal import pseudonym
+from distributary.personal import personal_key, pseudonym
 from distributary.plugins import load as loaded
 from distributary.sample.insurance import SIZES, data_set, sizes_at
-from distributary.testing import NotDerived, derive, load, personal_key
+from distributary.testing import NotDerived, derive, load
 from tests.recompute import Functions, recompute
 
 FOLDER = Path(__file__).parents[2] / "transformers/insurance"
