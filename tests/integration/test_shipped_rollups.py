@@ -33,7 +33,7 @@ class Domain:
 
 
 RETAIL = Domain(FOLDER, retail, 0.02)
-INSURANCE = Domain(FOLDER / "insurance", insurance, 0.5)
+INSURANCE = Domain(FOLDER / "insurance", insurance, 0.04)
 
 
 def groups(databases: Databases, domain: Domain, name: str) -> list[dict[str, Any]]:

@@ -169,7 +169,7 @@ def test_rollups_count_records_that_have_their_groups() -> None:
 
 def sample() -> list[tuple[str, dict[str, Any]]]:
     """Give a small insurer."""
-    return [(name, document) for name, documents in data_set(sizes_at(0.2)) for document in documents]
+    return [(name, document) for name, documents in data_set(sizes_at(0.02)) for document in documents]
 
 
 def test_the_sample_is_the_same_every_time() -> None:
