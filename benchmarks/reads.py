@@ -75,10 +75,12 @@ _ITEM: list[Document] = [
     },
 ]
 
+_PLAIN_PHONE: Document = {"$replaceAll": {"input": "$phone", "find": "-", "replacement": ""}}
+
 _PROFILE: Document = {
     "name": "$name",
     "email": {"$toLower": {"$trim": {"input": "$email"}}},
-    "phone": "$phone",
+    "phone": {"$ifNull": [_PLAIN_PHONE, "$$REMOVE"]},
     "city": "$geo.city",
     "country": "$geo.country",
     "device": "$device.category",

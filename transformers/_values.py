@@ -1,4 +1,4 @@
-"""What raw fields mean: numbers that may be text, addresses in any spelling."""
+"""What raw fields mean: numbers that may be text."""
 
 from decimal import Decimal
 from typing import Any
@@ -15,8 +15,3 @@ def whole(value: Any) -> int:
     if number % 1:
         raise ValueError(f"{value!r} is no whole number")
     return int(number)
-
-
-def address(value: Any) -> str:
-    """Give an e-mail address or a phone number in the one spelling in which it is looked for."""
-    return str(value or "").strip().lower()

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from distributary import DerivedCollection, Record, Section, transform
+from distributary.personal import plain_email, plain_phone
 
-from ._values import address
 from .derived import customer
 
 contacts = DerivedCollection("customer_contacts", indexes=["value", "customer_id"])
@@ -20,8 +20,8 @@ contacts = DerivedCollection("customer_contacts", indexes=["value", "customer_id
 def users(user: dict[str, Any]) -> Iterator[Record | Section]:
     """Give the user's profile, and one record per way to reach them."""
     yield customer.section(user["_id"], "profile", profile(user))
-    for channel in ("email", "phone"):
-        if value := address(user.get(channel)):
+    for channel, plain in (("email", plain_email), ("phone", plain_phone)):
+        if value := plain(user.get(channel)):
             yield contact(user, channel, value)
 
 
@@ -30,8 +30,8 @@ def profile(user: dict[str, Any]) -> dict[str, Any]:
     where, device = user.get("geo") or {}, user.get("device") or {}
     known = {
         "name": user.get("name"),
-        "email": address(user.get("email")),
-        "phone": address(user.get("phone")),
+        "email": plain_email(user.get("email")),
+        "phone": plain_phone(user.get("phone")),
         "city": where.get("city"),
         "country": where.get("country"),
         "device": device.get("category"),

@@ -12,7 +12,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from distributary import log, plugins
+from distributary import log, personal, plugins
 from distributary.change import CODEC
 from distributary.config import Config
 from distributary.derive.registry import Registry, index_keys
@@ -87,8 +87,9 @@ def _client(uri: str) -> MongoClient[Any]:
 
 
 def registry(config: Config) -> Registry:
-    """Load the transform modules that the configuration names."""
-    loaded = plugins.load(config.worker.transformers, config.worker.only)
+    """Load the transform modules that the configuration names; its key is then that of this process's pseudonyms."""
+    personal.use_key(config.personal_data.key.get_secret_value() if config.personal_data else None)
+    loaded = plugins.load(config.worker.transformers, config.worker.only).under_key(personal.key_digest())
     same = config.source.uri.get_secret_value() == config.derived.uri.get_secret_value()
     loaded.check_loop(source_db_is_derived_db=same and config.source.database == config.derived.database)
     return loaded

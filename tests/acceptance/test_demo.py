@@ -116,6 +116,40 @@ def test_json_is_all_that_is_printed_to_standard_output(home: Path) -> None:
     assert VERIFIED.search(done.stderr)
 
 
+def test_the_insurer_shows_a_holder_consent_and_an_abandoned_form(home: Path) -> None:
+    """With `--domain insurance`: the policy and the intent came, health went with consent, and an event waits."""
+    done = subprocess.run(
+        [*COMMAND, "--domain", "insurance", "--seconds", "1", "--json"],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["verification"]["equal"] is True
+    assert len(answer["collections"]) == 13
+    assert min(answer["collections"].values()) > 0
+    assert [len(query["answer"]) for query in answer["queries"]] == [3, 3]
+    assert_a_members_day_was_shown(answer["customer"])
+    assert nothing_is_left(home)
+
+
+def assert_a_members_day_was_shown(customer: dict[str, Any]) -> None:
+    """Check that two reads of one document, and the outbox, show what changed in four raw collections."""
+    before, after = customer["before"], customer["after"]
+    assert before["_id"] == after["_id"]
+    assert len(after["policies"]) == len(before["policies"]) + 1
+    assert ("health" in before, "health" in after) == (True, False)
+    assert len(after["chats"]) == len(before.get("chats", [])) + 1
+    assert after["intents"][-1]["state"] == "abandoned"
+    assert len(after["intents"]) == len(before.get("intents", [])) + 1
+    assert len(customer["acts"]) == 5
+    (event,) = customer["events"]
+    assert (event["topic"], event["data"]["customer_id"]) == ("drop-offs", after["_id"])
+    assert event["data"]["visit_id"] == after["intents"][-1]["_id"]["visit"]
+
+
 def assert_a_day_was_shown(customer: dict[str, Any]) -> None:
     """Check that two reads of one document show what changed in three raw collections in between."""
     before, after = customer["before"], customer["after"]

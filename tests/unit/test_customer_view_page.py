@@ -10,7 +10,7 @@ from bson.json_util import CANONICAL_JSON_OPTIONS, JSONOptions, loads
 
 from distributary.change import CODEC
 from distributary.plugins import load as loaded
-from distributary.testing import load
+from distributary.testing import load, personal_key
 from tests.recompute import recompute
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,7 @@ FOLDERS = [ROOT / "transformers", ROOT / "transformers/insurance"]
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["retail", "insurance"])
+@personal_key("a key of the tests")
 def test_the_documents_shown_are_those_that_are_derived(number: int) -> None:
     """Raw documents by collection come first, then the one document that they are together."""
     raw, shown = EXAMPLES[2 * number : 2 * number + 2]

@@ -7,9 +7,11 @@ import pytest
 from bson import Timestamp
 
 from distributary.cli.demo import Day, Lag, Result
+from distributary.cli.play import PLAYS
 from distributary.cli.stage import configuration, examples
 from distributary.config import load
 from distributary.errors import Failed
+from distributary.plugins import load as loaded
 from distributary.sample.retail import SIZES
 
 
@@ -31,8 +33,10 @@ def test_the_configuration_is_valid_whatever_the_folder_is_called(tmp_path: Path
     """It names the shipped modules and nothing of the user's."""
     folder = tmp_path / 'with "quotes" and ümläuts'
     file = tmp_path / "distributary.toml"
-    file.write_text(configuration("mongodb://127.0.0.1:1/?replicaSet=rs0", folder), encoding="utf-8")
+    text = configuration("mongodb://127.0.0.1:1/?replicaSet=rs0", folder, list(SIZES))
+    file.write_text(text, encoding="utf-8")
     config = load(file, {})
+    assert config.personal_data
     assert config.worker.transformers == (str(folder),)
     assert set(config.worker.only) == set(SIZES)
 
@@ -41,6 +45,23 @@ def test_the_examples_are_found() -> None:
     """There is a module for every raw collection of the demo, and the collections that several fill."""
     modules = {path.stem for path in examples().glob("*.py") if path.stem[0] != "_"}
     assert modules == {*SIZES, "derived"}
+
+
+@pytest.mark.parametrize("domain", list(PLAYS))
+def test_every_domain_has_its_modules_and_asks_what_they_fill(domain: str) -> None:
+    """Everything that runs is found in the folder, and the questions are to collections that it fills."""
+    play = PLAYS[domain]
+    registry = loaded([examples() / play.folder], play.only, entry_points=False)
+    assert {*registry.transforms, *registry.triggers} == set(play.only)
+    assert set(registry.sources) == set(play.sizes)
+    assert {query.collection for query in play.queries} <= {*registry.collections, *registry.rollups}
+    assert bool(registry.triggers) is (play.topic is not None)
+
+
+def test_a_key_that_is_a_document_is_shown_by_its_values() -> None:
+    """Items may have keys of several fields."""
+    known = {"intents": [{"_id": {"visit": "V1", "what": "form"}, "state": "started"}]}
+    assert list(Day("C1", [], known, known, 0.1).lines) == [("intents V1 form", "started", "started")]
 
 
 def test_a_customer_is_shown_line_by_line_before_and_after() -> None:

@@ -5,21 +5,23 @@ other so that a reader can be given some and not others: `health` is for few eye
 member's consent.
 campaign_audience: records, one per product and channel, since they are searched by stage and product and not by
 person. They are gone in the transaction in which consent is withdrawn. The CRM says in the member what was
-chosen to be offered (`offers`) and what is held already (`holds`): a transform sees no other document.
+chosen to be offered (`offers`) and what is held already (`holds`): a transform sees no other document. What is shown
+of an address is masked; its pseudonym leads partners who have the key to the same person, and nobody else.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 from distributary import Record, Section, transform
+from distributary.personal import mask_email, mask_phone, plain_email, plain_phone, pseudonym
 
-from ._privacy import address, masked, pseudonym
 from ._values import known
 from .derived import audience, customer
 
 Document = dict[str, Any]
 
-CHANNELS = ("email", "phone")
+#: How an address of a channel is compared, and how it is shown.
+CHANNELS = {"email": (plain_email, mask_email), "phone": (plain_phone, mask_phone)}
 
 
 @transform("members")
@@ -50,7 +52,7 @@ def _picked(member: Document, *names: str) -> Document:
 
 
 def _contact(member: Document) -> Document:
-    reached = {channel: address(member.get(channel)) or None for channel in CHANNELS}
+    reached = {channel: plain(member.get(channel)) for channel, (plain, _) in CHANNELS.items()}
     return known({**reached, "address": member.get("address")})
 
 
@@ -68,9 +70,8 @@ def addressed(member: Document) -> Iterator[Record]:
 def allowed(person: Document) -> dict[str, Document]:
     """Give the channels that a person consents to and can be reached on; only `true` is consent."""
     consent = person.get("consent") or {}
-    found = {name: address(person.get(name)) for name in CHANNELS if consent.get(name) is True}
     return {
-        name: known({"address": masked(value), "pseudonym": pseudonym(value)})
-        for name, value in found.items()
-        if value
+        channel: {"address": mask(value), "pseudonym": pseudonym(value)}
+        for channel, (plain, mask) in CHANNELS.items()
+        if consent.get(channel) is True and (value := plain(person.get(channel)))
     }

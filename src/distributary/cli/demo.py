@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import click
 from bson import Timestamp
-from pymongo import MongoClient
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from distributary.cli.common import console as console_of
 from distributary.cli.common import emit_json, json_option, progress
+from distributary.cli.play import PLAYS, Play, Query
 from distributary.cli.stage import (
     DERIVED,
     LOOK_SECONDS,
@@ -40,15 +40,23 @@ from distributary.errors import Failed
 from distributary.sample import retail
 from distributary.sample.people import SEED
 from distributary.state import BEGINNING
+from distributary.store.outbox import OUTBOX
 
 
 @click.command("demo")
+@click.option(
+    "--domain",
+    type=click.Choice(list(PLAYS)),
+    default="retail",
+    show_default=True,
+    help="Whose data: those of a shop, or those of an insurer.",
+)
 @click.option(
     "--scale",
     type=click.FloatRange(0, 100, min_open=True),
     default=1.0,
     show_default=True,
-    help=f"Size of the data set; 1 is {sum(retail.SIZES.values()):,} raw documents.",
+    help=f"Size of the data set; 1 is about {sum(retail.SIZES.values()):,} raw documents.",
 )
 @click.option(
     "--seconds",
@@ -62,17 +70,17 @@ from distributary.state import BEGINNING
 )
 @click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C.")
 @json_option
-def command(*, scale: float, seconds: float, rate: float, keep: bool, as_json: bool) -> None:
+def command(*, domain: str, scale: float, seconds: float, rate: float, keep: bool, as_json: bool) -> None:
     """Show distributary at work on this machine, and leave nothing behind.
 
-    Starts a private MongoDB and a worker, loads the users, products, orders and clicks of a shop, shows what is
-    known about one customer before and after their day, writes for a few seconds, verifies the derived
-    collections and asks them two questions.
+    Starts a private MongoDB and a worker, loads the raw documents of a shop or of an insurer, shows what is known
+    about one customer before and after their day, writes for a few seconds, verifies the derived collections and asks
+    them two questions.
     """
-    console = console_of(stderr=as_json)
+    console, play = console_of(stderr=as_json), PLAYS[domain]
     with ending_on_sigterm(), open_stage(console) as stage:
-        worker = _started(stage, scale)
-        result = _result(stage, worker, seconds, rate)
+        worker = _started(stage, play, scale)
+        result = _result(stage, play, worker, seconds, rate)
         if as_json:
             emit_json(result.as_json())
         else:
@@ -109,50 +117,15 @@ class Lag:
         return now - self._waiting[0][1] if self._waiting else 0.0
 
 
-class Query(NamedTuple):
-    """A question to a derived collection, in the terms of MongoDB's `find`."""
-
-    question: str
-    collection: str
-    filter: dict[str, Any]
-    sort: str
-    direction: int
-
-    @property
-    def shell(self) -> str:
-        """As it is typed into mongosh."""
-        order = json.dumps({self.sort: self.direction})
-        return f"db.{self.collection}.find({json.dumps(self.filter)}).sort({order}).limit({ANSWERS})"
-
-    def ask(self, client: MongoClient[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Give the answer."""
-        found = client[DERIVED][self.collection].find(self.filter, {"_src": False})
-        return list(found.sort(self.sort, self.direction).limit(ANSWERS))
-
-
-#: How many records an answer shows.
-ANSWERS = 3
-
-QUERIES = (
-    Query(
-        "What did customer U000001 order last?",
-        "orders_by_customer",
-        {"customer_id": "U000001"},
-        "ordered_at",
-        -1,
-    ),
-    Query("Which orders wait longest to be shipped?", "open_orders", {}, "ordered_at", 1),
-)
-
-
 class Day(NamedTuple):
-    """A customer's day: what they did, and the one document about them before it and after it."""
+    """A customer's day: what they did, the one document about them before it and after it, and events of it."""
 
     customer: str
     acts: list[str]
     before: dict[str, Any]
     after: dict[str, Any]
     seconds: float
+    events: Sequence[dict[str, Any]] = ()
 
     @property
     def shell(self) -> str:
@@ -161,7 +134,8 @@ class Day(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """Give its part of the answer to `--json`."""
-        return {"query": self.shell, "acts": self.acts, "before": self.before, "after": self.after}
+        known = {"query": self.shell, "acts": self.acts, "before": self.before, "after": self.after}
+        return {**known, "events": list(self.events)}
 
     @property
     def lines(self) -> Iterator[tuple[str, str, str]]:
@@ -219,28 +193,29 @@ class Result:
             raise Failed(self.verdict, cure)
 
 
-def _started(stage: Stage, scale: float) -> Worker:
+def _started(stage: Stage, play: Play, scale: float) -> Worker:
     """Give a worker that has derived the data set."""
-    sizes = _load(stage, scale)
-    stage.config.write_text(configuration(stage.uri, examples()), encoding="utf-8")
+    sizes = _load(stage, play, scale)
+    text = configuration(stage.uri, examples() / play.folder, play.only)
+    stage.config.write_text(text, encoding="utf-8")
     worker = Worker(stage)
     _backfill(stage, worker, sizes)
     return worker
 
 
-def _result(stage: Stage, worker: Worker, seconds: float, rate: float) -> Result:
-    day = _day(stage, worker)
-    live, lag = _live(stage, worker, seconds, rate)
+def _result(stage: Stage, play: Play, worker: Worker, seconds: float, rate: float) -> Result:
+    day = _day(stage, play, worker)
+    live, lag = _live(stage, play, worker, seconds, rate)
     verification = _verify(stage)
     worker.check()
-    answers = [(query, query.ask(stage.client)) for query in QUERIES]
+    answers = [(query, query.ask(stage.client)) for query in play.queries]
     return Result(day, verification, _counts(stage), live, lag.seconds, answers)
 
 
-def _load(stage: Stage, scale: float) -> dict[str, int]:
+def _load(stage: Stage, play: Play, scale: float) -> dict[str, int]:
     started = time.monotonic()
     with progress("Loading raw data") as bar:
-        sizes = retail.load(stage.client[RAW], scale, bar.update)
+        sizes = play.load(stage.client[RAW], scale, bar.update)
     parts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     stage.console.print(f"Loaded {sum(sizes.values()):,} raw documents in {_since(started)}: {parts}")
     return sizes
@@ -255,18 +230,34 @@ def _backfill(stage: Stage, worker: Worker, sizes: Mapping[str, int]) -> None:
     stage.console.print(f"The worker started and derived {records:,} records from them in {_since(started)}")
 
 
-def _day(stage: Stage, worker: Worker) -> Day:
+def _day(stage: Stage, play: Play, worker: Worker) -> Day:
     """Let somebody have a day, and read what is known about them before it and once it was committed."""
-    customer = retail.somebody(stage.client[RAW])
+    customer = play.somebody(stage.client[RAW])
     before = _known(stage, customer)
-    acts, times = zip(*retail.story(stage.client[RAW], customer), strict=True)
+    acts, times = zip(*play.story(stage.client[RAW], customer), strict=True)
     written = time.monotonic()
     deque(worker.follow(lambda: worker.position, lambda position: position >= times[-1]), maxlen=0)
     seconds = time.monotonic() - written
     stage.console.print(
         f"Customer {customer} {', '.join(acts)}; {_milliseconds(seconds)} later it is derived"
     )
-    return Day(customer, list(acts), before, _known(stage, customer), seconds)
+    events = _events(stage, play, worker, customer)
+    return Day(customer, list(acts), before, _known(stage, customer), seconds, events)
+
+
+def _events(stage: Stage, play: Play, worker: Worker, customer: str) -> list[dict[str, Any]]:
+    """Give the events about a customer that wait to be published; in a domain that has events there is one soon."""
+
+    def waiting() -> list[dict[str, Any]]:
+        found = stage.client[STATE][OUTBOX].find({"topic": play.topic, "ordering_key": customer})
+        return [{"topic": each["topic"], "data": each["data"]} for each in found]
+
+    if play.topic is None:
+        return []
+    *_, events = worker.follow(waiting, bool)
+    for _ in events:
+        stage.console.print(f"An event for {play.topic!r} waits in the outbox to be published")
+    return events
 
 
 def _known(stage: Stage, customer: str) -> dict[str, Any]:
@@ -274,10 +265,12 @@ def _known(stage: Stage, customer: str) -> dict[str, Any]:
     return stage.client[DERIVED][VIEW].find_one({"_id": customer}, {"_src": False}) or {}
 
 
-def _live(stage: Stage, worker: Worker, seconds: float, rate: float) -> tuple[dict[str, int], Lag]:
+def _live(
+    stage: Stage, play: Play, worker: Worker, seconds: float, rate: float
+) -> tuple[dict[str, int], Lag]:
     """Write for a while, then wait until the worker has committed the last write."""
     lag, started = Lag(), time.monotonic()
-    with _ticker(stage.console) as tell, _writing(stage, lag, rate) as (writes, stop):
+    with _ticker(stage.console) as tell, _writing(stage, play, lag, rate) as (writes, stop):
         while (elapsed := time.monotonic() - started) < seconds and not writes.done():
             behind = _milliseconds(lag.committed(worker.position))
             tell(f"Writing: {lag.writes:,} changes, {lag.writes / (elapsed or 1):,.0f}/s, lag {behind}")
@@ -293,12 +286,14 @@ def _live(stage: Stage, worker: Worker, seconds: float, rate: float) -> tuple[di
 
 
 @contextmanager
-def _writing(stage: Stage, lag: Lag, rate: float) -> Iterator[tuple[Future[dict[str, int]], Event]]:
+def _writing(
+    stage: Stage, play: Play, lag: Lag, rate: float
+) -> Iterator[tuple[Future[dict[str, int]], Event]]:
     """Give the live writes, in a thread of their own, and what stops them, on leaving at the latest."""
     stop = Event()
     with ThreadPoolExecutor(1, "live") as pool:
         try:
-            yield pool.submit(retail.live, stage.client[RAW], SEED, stop, rate, lag.wrote), stop
+            yield pool.submit(play.live, stage.client[RAW], SEED, stop, rate, lag.wrote), stop
         finally:
             stop.set()
 
@@ -357,6 +352,8 @@ def _show(console: Console, result: Result) -> None:
     console.print("", table, sep="\n")
     console.print("", "One customer in one read, before and after:", f"  {result.day.shell}", sep="\n")
     console.print(_before_and_after(console, result.day))
+    for event in result.day.events:
+        console.print("", f"An event for {event['topic']!r}:", _answer(console, [event["data"]]), sep="\n")
     for query, records in result.answers:
         console.print("", query.question, f"  {query.shell}", _answer(console, records), sep="\n")
     console.print()
@@ -383,7 +380,7 @@ def _flat(document: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, dict):
             found |= {f"{name}.{field}": _cell(inner) for field, inner in value.items()}
         elif isinstance(value, list):
-            found |= {f"{name} {item['_id']}": _item(item) for item in value}
+            found |= {f"{name} {_cell(item['_id'])}": _item(item) for item in value}
     return found
 
 

@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, NoReturn, TypeVar
 
 from bson import Timestamp
@@ -17,7 +18,6 @@ from rich.console import Console
 
 from distributary.embedded import EmbeddedMongo, Keeper
 from distributary.errors import Failed
-from distributary.sample import retail
 from distributary.state import BEGINNING, Checkpoint, JobKind
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
@@ -110,8 +110,8 @@ def examples() -> Path:
     )
 
 
-def configuration(uri: str, transformers: Path) -> str:
-    """Give the demo's configuration; JSON strings and lists are TOML's too."""
+def configuration(uri: str, transformers: Path, only: Sequence[str]) -> str:
+    """Give the demo's configuration, with a key of its own for pseudonyms; JSON strings and lists are TOML's too."""
     sections: dict[str, dict[str, object]] = {
         "source": {"uri": uri, "database": RAW},
         "derived": {"database": DERIVED},
@@ -119,9 +119,10 @@ def configuration(uri: str, transformers: Path) -> str:
         "worker": {
             "name": WORKER,
             "transformers": [str(transformers)],
-            "only": list(retail.SIZES),
+            "only": list(only),
             "idle_save_seconds": 1,
         },
+        "personal_data": {"key": token_hex()},
         "http": {"port": 0},
     }
     return "\n".join(_toml_section(name, keys) for name, keys in sections.items())

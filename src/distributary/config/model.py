@@ -6,7 +6,18 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
 
-from distributary.config.values import Bytes, Count, Database, Duration, Name, Start, Text, Uri, wrong
+from distributary.config.values import (
+    Bytes,
+    Count,
+    Database,
+    Duration,
+    HashKey,
+    Name,
+    Start,
+    Text,
+    Uri,
+    wrong,
+)
 
 #: The folder of transform modules when none is named. Never a module: PyPI has one of this name.
 DEFAULT_FOLDER = "transformers"
@@ -154,6 +165,15 @@ class DeadLetters(Section):
         return self
 
 
+class PersonalData(Section):
+    """What pseudonyms of personal data are made with; without this section there are none."""
+
+    key: HashKey = Field(
+        description="Key of the HMAC that `distributary.personal.pseudonym` gives: 16 characters or more, the same for"
+        " every process. Transforms that make pseudonyms are outdated under another key.",
+    )
+
+
 class PubSub(Section):
     """Where events are published; without this section nothing is."""
 
@@ -187,6 +207,7 @@ class Config(Section):
     state: State = Field(default_factory=State)
     worker: Worker = Field(default_factory=Worker)
     dead_letters: DeadLetters = Field(default_factory=DeadLetters)
+    personal_data: PersonalData | None = None
     pubsub: PubSub | None = None
     http: Http = Field(default_factory=Http)
     log: Log = Field(default_factory=Log)
@@ -198,6 +219,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "state": State,
     "worker": Worker,
     "dead_letters": DeadLetters,
+    "personal_data": PersonalData,
     "pubsub": PubSub,
     "http": Http,
     "log": Log,

@@ -130,5 +130,5 @@ def _read_secret(key: Key, environ: Mapping[str, str], reading: Reading) -> None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reading.unread.add(key)
         reason = error.strerror if isinstance(error, OSError) else "it is not a file of UTF-8 text"
-        cure = "Name a readable file that holds the connection string and nothing else."
+        cure = "Name a readable file that holds the secret and nothing else."
         reading.fault(f"{key} ({name})", f"the file that it names cannot be read: {reason}.", cure)

@@ -53,6 +53,18 @@ def _checked_name(name: str) -> str:
     return name
 
 
+#: Shorter keys could be found by trying.
+_MIN_KEY_CHARACTERS = 16
+
+
+def _checked_key(key: SecretStr) -> SecretStr:
+    """Leave out white space around a key, as what writes files puts a line's end behind it."""
+    text = key.get_secret_value().strip()
+    if len(text) < _MIN_KEY_CHARACTERS:
+        raise wrong(f"is shorter than {_MIN_KEY_CHARACTERS} characters.", "Make one: `openssl rand -hex 32`.")
+    return SecretStr(text)
+
+
 #: Where to begin: a word, a resume token in hex, a time, or how far back from now.
 Point = str | datetime | timedelta
 
@@ -105,6 +117,7 @@ def _time_as_text(value: object) -> object:
 
 
 Uri = Annotated[SecretStr, AfterValidator(_checked_uri)]
+HashKey = Annotated[SecretStr, AfterValidator(_checked_key)]
 Database = Annotated[str, AfterValidator(_checked_database)]
 Name = Annotated[str, AfterValidator(_checked_name)]
 Start = Annotated[str, BeforeValidator(_time_as_text), AfterValidator(_checked_start)]

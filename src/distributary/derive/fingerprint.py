@@ -19,10 +19,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 from distributary.derive.names import bound, changed, dotted, imported_as, is_main_guard, used
+from distributary.derive.pseudonyms import imported_in
 from distributary.derive.records import DerivedCollection
 from distributary.derive.rollup import Rollup
 from distributary.derive.transform import transform
 from distributary.derive.trigger import trigger
+from distributary.personal import pseudonym
 
 #: Fields of the syntax tree that follow from others or are no code.
 _IGNORED_FIELDS = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
@@ -69,11 +71,15 @@ Resolve = Callable[[str], Module | None]
 
 
 class Code(NamedTuple):
-    """What a transform's code comes to; `inline` are lines of its body that make a derived collection."""
+    """What a transform's code comes to; `inline` are lines of its body that make a derived collection.
+
+    `pseudonyms` tells whether it makes pseudonyms, which depend on a key.
+    """
 
     fingerprint: str
     collections: frozenset[DerivedCollection]
     inline: tuple[int, ...] = ()
+    pseudonyms: bool = False
 
 
 def parsed(source: str) -> ast.Module:
@@ -93,7 +99,8 @@ def code_of(module: Module, name: str, source: str, resolve: Resolve) -> Code:
         closure.refer_to_all(module)
     parts = closure.parts()
     digest = sha256("\0".join([ascii(source), *parts]).encode()).hexdigest()
-    return Code(digest[:_DIGITS], frozenset(closure.collections), tuple(_inline(module, name)))
+    inline = tuple(_inline(module, name))
+    return Code(digest[:_DIGITS], frozenset(closure.collections), inline, closure.pseudonyms)
 
 
 def collections_in(value: object) -> Iterator[DerivedCollection]:
@@ -149,6 +156,7 @@ class _Closure:
     def __init__(self, resolve: Resolve) -> None:
         self.resolve = resolve
         self.collections: set[DerivedCollection] = set()
+        self.pseudonyms = False
         self._labels: dict[tuple[Module, str], str] = {}
         self._waiting: list[tuple[Module, str]] = []
 
@@ -161,6 +169,7 @@ class _Closure:
         """Give the label of what a dotted name stands for in a module; empty if the module does not say."""
         value = value_of(module.values, names)
         self.collections.update(collections_in(value))
+        self.pseudonyms |= value is pseudonym
         if isinstance(value, DerivedCollection):
             return f"collection {value.name!a}"
         head, *rest = names
@@ -188,6 +197,7 @@ class _Closure:
         names = sorted(frozenset[str]().union(*map(used, statements)))
         references = [(name, self.refer(module, name.split("."))) for name in names]
         imports = [self._import(module, node) for node in _imports(statements)]
+        self.pseudonyms |= any(map(imported_in, statements))
         return " ".join(
             [*map(form, statements), *(f"{name}={to}" for name, to in references if to), *imports]
         )

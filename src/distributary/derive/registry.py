@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
+from typing import TypeVar
 
 from distributary.derive.found import (
     Declared,
@@ -16,11 +17,14 @@ from distributary.derive.found import (
     faults,
     index_keys,
 )
+from distributary.derive.pseudonyms import under, without_key
 from distributary.derive.records import DerivedCollection
 from distributary.derive.rollup import Rollup
 from distributary.derive.transform import Shapes, Transform
 from distributary.derive.trigger import Trigger
 from distributary.errors import ConfigurationError, Fault
+
+F = TypeVar("F", Transform, Trigger)
 
 __all__ = ["Declared", "Found", "Marked", "Registry", "build", "faults", "index_keys"]
 
@@ -80,6 +84,23 @@ class Registry:
             raise ConfigurationError([_not_derived(name, place) for name in reacting])
         return self.only(names, place)
 
+    def under_key(self, digest: str | None) -> "Registry":
+        """Give the registry in whose fingerprints the key of pseudonyms counts, where code makes them.
+
+        `digest` is what another key has another of. Raises `ConfigurationError` with a fault for each transform and
+        trigger that makes pseudonyms when there is no key.
+        """
+        functions: list[Transform | Trigger] = [*self.transforms.values(), *self.triggers.values()]
+        keyed = [each for each in functions if each.pseudonyms]
+        if digest is None and keyed:
+            raise ConfigurationError([without_key(each.name, each.place) for each in keyed])
+        if digest is None or not keyed:
+            return self
+        transforms = [_under_key(each, digest) for each in self.transforms.values()]
+        triggers = [_under_key(each, digest) for each in self.triggers.values()]
+        changed = _registry(transforms, self._declared(), self._rollups(), triggers)
+        return replace(changed, declared=self.declared)
+
     def owners_of(self, collection: str) -> frozenset[str]:
         """Give the names of the transforms whose code names a derived collection."""
         return frozenset(
@@ -122,7 +143,10 @@ def transform_of(marked: Marked) -> Transform:
     """Give the transform that a marked function is."""
     names = frozenset(collection.name for collection in marked.code.collections)
     mark = marked.mark
-    return Transform(mark.name, mark.source, marked.function, marked.code.fingerprint, names, marked.place)
+    code, place = marked.code, marked.place
+    return Transform(
+        mark.name, mark.source, marked.function, code.fingerprint, names, place, pseudonyms=code.pseudonyms
+    )
 
 
 def trigger_of(marked: MarkedTrigger) -> Trigger:
@@ -139,7 +163,14 @@ def trigger_of(marked: MarkedTrigger) -> Trigger:
         mark.match,
         mark.project,
         marked.reads,
+        code.pseudonyms,
     )
+
+
+def _under_key(function: F, digest: str) -> F:
+    if not function.pseudonyms:
+        return function
+    return replace(function, fingerprint=under(function.fingerprint, digest))
 
 
 def rollups_over(rollups: Iterable[Rollup], collections: Iterable[str]) -> dict[str, tuple[Rollup, ...]]:

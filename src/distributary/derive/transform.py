@@ -90,7 +90,8 @@ class Transform:
     """A pure function from one document of `source` to records, found in a transform module.
 
     `collections` are the derived collections that its code names; `place` is `file:line`. `rollups` are those over
-    them, by the collection's name. `shapes` is common to all transforms of a registry.
+    them, by the collection's name. `shapes` is common to all transforms of a registry. `pseudonyms` tells whether its
+    code makes pseudonyms, which depend on a key.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Transform:
         default_factory=lambda: MappingProxyType({}), compare=False
     )
     shapes: Shapes = field(default_factory=Shapes, compare=False, repr=False)
+    pseudonyms: bool = False
 
     @property
     def shared(self) -> frozenset[str]:

@@ -82,6 +82,7 @@ class Trigger:
 
     `operations`, `match` and `project` are as in the decorator, `collections` the derived collections that its code
     names, and `place` is `file:line`. `reads` has those of the attributes `before` and `document` that its code names.
+    `pseudonyms` tells whether its code makes pseudonyms, which depend on a key.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Trigger:
     match: Mapping[str, Any] | None
     project: Mapping[str, Any] | None
     reads: frozenset[str] = frozenset()
+    pseudonyms: bool = False
 
 
 class LeftOut(Exception):

@@ -15,15 +15,15 @@ from distributary.sample.people import FIRST_DAY, SEED, Document, chance, few, m
 
 #: Documents at scale 1, in the order in which they are made.
 SIZES = {
-    "branches": 5,
-    "agents": 20,
-    "products": 6,
-    "members": 200,
-    "proposers": 60,
-    "policies": 400,
-    "policy_changes": 300,
-    "web_visits": 700,
-    "chat_sessions": 250,
+    "branches": 25,
+    "agents": 150,
+    "products": 12,
+    "members": 3_000,
+    "proposers": 900,
+    "policies": 5_500,
+    "policy_changes": 3_500,
+    "web_visits": 7_500,
+    "chat_sessions": 2_600,
 }
 
 _YEAR = 365  # days
@@ -37,15 +37,15 @@ _PRODUCTS = {
     "Motor": ("motor", ("single", "young family", "family", "pre-retirement", "retired")),
     "Annuity": ("pension", ("pre-retirement", "retired")),
 }
-_STAGES = ("single", "young family", "family", "pre-retirement", "retired")
+STAGES = ("single", "young family", "family", "pre-retirement", "retired")
 _STATUSES = ("in force", "in force", "in force", "lapsed", "matured", "cancelled")
 _CHANGES = ("address", "nominee", "premium", "lapsed", "revived")
 _TOPICS = ("claim", "premium due", "new policy", "nominee", "complaint")
 
 
 def sizes_at(scale: float) -> dict[str, int]:
-    """Give the number of documents by collection; at least two of each."""
-    return {name: max(2, round(size * scale)) for name, size in SIZES.items()}
+    """Give the number of documents by collection; at least six of each, as many as there are products."""
+    return {name: max(len(_PRODUCTS), round(size * scale)) for name, size in SIZES.items()}
 
 
 def data_set(sizes: Mapping[str, int], seed: int = SEED) -> Iterator[tuple[str, list[Document]]]:
@@ -118,7 +118,7 @@ def member(rng: Random, number: int, sizes: Mapping[str, int]) -> Document:
         "occupation": rng.choice(("nurse", "teacher", "driver", "engineer")),
         "income_band": rng.choice(("low", "middle", "high")),
         "consent": {name: rng.randrange(2) == 1 for name in ("email", "phone", "health")},
-        "lifecycle": {"stage": rng.choice(_STAGES), "since": _day(rng)},
+        "lifecycle": {"stage": rng.choice(STAGES), "since": _day(rng)},
         "holds": [_a_product(rng, sizes)],
         "offers": [_a_product(rng, sizes), _a_product(rng, sizes)],
     }

@@ -7,8 +7,6 @@ late and out of order, some have no user, quantities are text now and then, and 
 spellings. Dates count from a fixed day, and what is written depends on the seed and on what the database holds.
 """
 
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import chain, count, islice
@@ -22,6 +20,7 @@ from pymongo.database import Database
 
 from distributary.sample import people
 from distributary.sample.people import FIRST_DAY, SEED, Document, chance, few, money
+from distributary.sample.writing import Acting, Chapter, Progress, fill, keep_writing, tell
 
 #: Documents at scale 1, in the order in which they are loaded.
 SIZES = {"users": 4_000, "products": 800, "orders": 6_400, "clickstream": 12_000}
@@ -29,7 +28,6 @@ SIZES = {"users": 4_000, "products": 800, "orders": 6_400, "clickstream": 12_000
 #: Orders and sessions are spread over the year after the first day.
 YEAR = 365 * 24 * 60  # minutes
 
-BATCH = 2_000
 NEXT_STATUS = {"placed": "paid", "paid": "shipped", "shipped": "delivered"}
 
 #: One order in so many is made in a session of the web shop, whose clicks are known.
@@ -57,7 +55,7 @@ _CLICKS = ("page_view", "view_item", "view_item", "add_to_cart", "search")
 
 
 def load(
-    database: Database[Document], scale: float = 1.0, progress: Callable[[int, int], object] | None = None
+    database: Database[Document], scale: float = 1.0, progress: Progress | None = None
 ) -> dict[str, int]:
     """Insert the data set and give the number of documents by collection.
 
@@ -65,13 +63,7 @@ def load(
     after every batch how many documents lie in the database, of how many.
     """
     sizes = sizes_at(scale)
-    loaded, whole = 0, sum(sizes.values())
-    for name, documents in data_set(sizes):
-        for batch in _batches(documents):
-            database[name].insert_many(batch, ordered=False)
-            loaded += len(batch)
-            if progress:
-                progress(loaded, whole)
+    fill(database, data_set(sizes), sum(sizes.values()), progress)
     return sizes
 
 
@@ -225,12 +217,6 @@ def _status_at_age(rng: Random, age: float) -> str:
     return ("placed", "paid", "shipped", "delivered")[min(reached, 3)]
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    rest = iter(documents)
-    while batch := list(islice(rest, BATCH)):
-        yield batch
-
-
 # --- one user's day -----------------------------------------------------------------------------------------
 
 
@@ -253,16 +239,10 @@ def story(database: Database[Document], key: str) -> Iterator[tuple[str, Timesta
     The user visits the shop and orders, has another e-mail address, the order before is cancelled, and an order that
     was placed under another account is moved to this one.
     """
-    with database.client.start_session() as session:
-        for told, write in _chapters(database, session, key):
-            write()
-            assert session.operation_time
-            yield told, session.operation_time
+    return tell(database, lambda session: _chapters(database, session, key))
 
 
-def _chapters(
-    database: Database[Document], session: ClientSession, key: str
-) -> Iterator[tuple[str, Callable[[], object]]]:
+def _chapters(database: Database[Document], session: ClientSession, key: str) -> Iterator[Chapter]:
     orders, rng = database["orders"], chance(SEED, "story", key)
     goods = list(database["products"].find(session=session).sort("_id"))
     last = orders.find_one({"userId": key, **STANDS}, sort=[("_id", -1)], session=session)
@@ -305,45 +285,24 @@ def live(
     rate: float,
     wrote: Callable[[str, Timestamp], object] | None = None,
 ) -> dict[str, int]:
-    """Keep the shop alive until `stop` is set: `rate` writes per second, one after the other.
-
-    The data set must be loaded. `wrote` is told each write's operation and cluster time, in the thread of the
-    caller, once the write is acknowledged. When the server cannot keep up, writes follow without a pause.
-    Gives the number of writes by operation: insert, update, replace, delete.
-    """
-    counts: Counter[str] = Counter()
+    """Keep the shop alive as `keep_writing` does; the data set must be loaded."""
     with database.client.start_session() as session:
         shop = Shop(database, session, chance(seed, "live"))
-        started = time.monotonic()
-        while not stop.wait(max(0.0, started + counts.total() / rate - time.monotonic())):
-            operation = shop.act()
-            counts[operation] += 1
-            if wrote and session.operation_time:
-                wrote(operation, session.operation_time)
-    return dict(counts)
+        return keep_writing(session, shop.act, stop, rate, wrote)
 
 
-class Shop:
+class Shop(Acting):
     """What users and staff do to the raw collections; every act is one write."""
 
     def __init__(self, database: Database[Document], session: ClientSession, rng: Random) -> None:
-        self._database = database
-        self._session = session
-        self._rng = rng
-        self._keys = {name: self._all_keys(name) for name in SIZES}
+        super().__init__(database, session, rng, SIZES)
         self._goods = list(database["products"].find(session=session).sort("_id"))
-        self._orders_ever = max(self._keys["orders"], default=0)
-        self._users_ever = len(self._keys["users"])
+        self._orders_ever = max(self.keys["orders"], default=0)
+        self._users_ever = len(self.keys["users"])
         self._visit: Session | None = None
         self._visits = self._clicks = 0
-        self._acts, self._weights = zip(*self._habits().items(), strict=True)
 
-    def act(self) -> str:
-        """Do one write and give its operation."""
-        operation: str = self._rng.choices(self._acts, self._weights)[0]()
-        return operation
-
-    def _habits(self) -> dict[Callable[[], str], int]:
+    def habits(self) -> dict[Callable[[], str], int]:
         """Give what happens in a shop, and how often in a hundred times."""
         return {
             self.click: 14,
@@ -367,7 +326,7 @@ class Shop:
     def visit(self) -> str:
         """Let somebody come into the web shop, signed in or not."""
         self._visits += 1
-        user = self._any("users") if self._rng.randrange(5) else None
+        user = self.any_of("users") if self.rng.randrange(5) else None
         self._visit, self._clicks = Session(f"V{self._visits:07}", user, self._now()), 0
         return self.click()
 
@@ -375,123 +334,88 @@ class Shop:
         """Insert the next click of the last visit."""
         if self._visit is None:
             return self.visit()
-        self._insert("clickstream", self._visit.click(self._rng, self._clicks, self._goods))
+        self.insert("clickstream", self._visit.click(self.rng, self._clicks, self._goods))
         self._clicks += 1
         return "insert"
 
     def correct_click(self) -> str:
         """Measure anew how long somebody looked at a page."""
-        change = {"$set": {"engagementTimeMsec": self._rng.randrange(90_000)}}
-        return self._update("clickstream", self._any("clickstream"), change)
+        change = {"$set": {"engagementTimeMsec": self.rng.randrange(90_000)}}
+        return self.update("clickstream", self.any_of("clickstream"), change)
 
     def forget_click(self) -> str:
         """Delete a click, as when its time of retention is over."""
-        return self._delete("clickstream")
+        return self.delete("clickstream")
 
     def place_order(self) -> str:
         """Insert an order, a minute after the one before; some belong to the last visit."""
         self._orders_ever += 1
-        visit = self._visit if self._rng.randrange(2) else None
-        buyer = visit.user if visit and visit.user else self._any("users")
-        made = order(self._rng, self._orders_ever, buyer, self._goods, self._now())
-        self._insert("orders", made | ({"gaSessionId": visit.key} if visit else {}))
+        visit = self._visit if self.rng.randrange(2) else None
+        buyer = visit.user if visit and visit.user else self.any_of("users")
+        made = order(self.rng, self._orders_ever, buyer, self._goods, self._now())
+        self.insert("orders", made | ({"gaSessionId": visit.key} if visit else {}))
         return "insert"
 
     def advance_order(self) -> str:
         """Take a recent order to its next status; one that has arrived gets a rating."""
-        key = self._recent_order()
-        status = self._read("orders", key)["status"]
+        key = self.recent("orders")
+        status = self.read("orders", key)["status"]
         if status in NEXT_STATUS:
-            return self._update("orders", key, {"$set": {"status": NEXT_STATUS[status]}})
-        return self._update("orders", key, {"$set": {"rating": self._rng.randrange(1, 6)}})
+            return self.update("orders", key, {"$set": {"status": NEXT_STATUS[status]}})
+        return self.update("orders", key, {"$set": {"rating": self.rng.randrange(1, 6)}})
 
     def cancel_line(self) -> str:
         """Cancel a line of a recent order, by a mark or by removing it."""
-        key = self._recent_order()
-        number = self._rng.randrange(len(self._read("orders", key)["lineItems"]) or 1)
-        if number and self._rng.randrange(2):
-            return self._update("orders", key, {"$pop": {"lineItems": 1}})
-        return self._update("orders", key, {"$set": {f"lineItems.{number}.cancelled": True}})
+        key = self.recent("orders")
+        number = self.rng.randrange(len(self.read("orders", key)["lineItems"]) or 1)
+        if number and self.rng.randrange(2):
+            return self.update("orders", key, {"$pop": {"lineItems": 1}})
+        return self.update("orders", key, {"$set": {f"lineItems.{number}.cancelled": True}})
 
     def cancel_order(self) -> str:
         """Cancel a recent order as a whole."""
-        return self._update("orders", self._recent_order(), {"$set": {"status": "cancelled"}})
+        return self.update("orders", self.recent("orders"), {"$set": {"status": "cancelled"}})
 
     def take_over_order(self) -> str:
         """Move a recent order to another user, as when two accounts turn out to be one person's."""
-        return self._update("orders", self._recent_order(), {"$set": {"userId": self._any("users")}})
+        return self.update("orders", self.recent("orders"), {"$set": {"userId": self.any_of("users")}})
 
     def delete_order(self) -> str:
         """Delete an order, as when its time of retention is over."""
-        return self._delete("orders")
+        return self.delete("orders")
 
     def join(self) -> str:
         """Insert a user."""
         self._users_ever += 1
-        self._insert("users", user(self._rng, self._users_ever))
+        self.insert("users", user(self.rng, self._users_ever))
         return "insert"
 
     def change_email(self) -> str:
         """Give a user another e-mail address."""
-        key = self._any("users")
-        address = people.email(people.name(self._rng), int(key[1:]))
-        return self._update("users", key, {"$set": {"email": address}})
+        key = self.any_of("users")
+        address = people.email(people.name(self.rng), int(key[1:]))
+        return self.update("users", key, {"$set": {"email": address}})
 
     def replace_profile(self) -> str:
         """Replace a user by what was filled into a form."""
-        key = self._any("users")
-        form = user(self._rng, int(key[1:]))
-        self._database["users"].replace_one({"_id": key}, form, session=self._session)
-        return "replace"
+        key = self.any_of("users")
+        return self.replace("users", user(self.rng, int(key[1:])))
 
     def leave(self) -> str:
         """Delete a user; what was ordered stays."""
-        return self._delete("users")
+        return self.delete("users")
 
     def reprice(self) -> str:
         """Give a product another price."""
-        _, low, high = _CATEGORIES[self._rng.choice(list(_CATEGORIES))]
-        change = {"$set": {"price": money(self._rng.randrange(low, high) + 0.49)}}
-        return self._update("products", self._any("products"), change)
+        _, low, high = _CATEGORIES[self.rng.choice(list(_CATEGORIES))]
+        change = {"$set": {"price": money(self.rng.randrange(low, high) + 0.49)}}
+        return self.update("products", self.any_of("products"), change)
 
     def discontinue_or_return(self) -> str:
         """Take a product out of the shop, or back into it."""
-        gone = bool(self._rng.randrange(2))
-        return self._update("products", self._any("products"), {"$set": {"discontinued": gone}})
+        gone = bool(self.rng.randrange(2))
+        return self.update("products", self.any_of("products"), {"$set": {"discontinued": gone}})
 
     def _now(self) -> datetime:
         """Give the shop's time, which passes by a minute with every order."""
         return FIRST_DAY + timedelta(minutes=YEAR + self._orders_ever)
-
-    def _all_keys(self, collection: str) -> list[Any]:
-        found = self._database[collection].find({}, {"_id": 1}, session=self._session).sort("_id")
-        return [document["_id"] for document in found]
-
-    def _any(self, collection: str) -> Any:
-        return self._rng.choice(self._keys[collection])
-
-    def _recent_order(self) -> Any:
-        keys = self._keys["orders"]
-        return keys[-1 - few(self._rng, len(keys), skew=5)]
-
-    def _read(self, collection: str, key: Any) -> Document:
-        found = self._database[collection].find_one({"_id": key}, session=self._session)
-        if found is None:
-            raise LookupError(f"{collection} has no {key!r}: somebody else writes to the sample data.")
-        return found
-
-    def _insert(self, collection: str, document: Document) -> None:
-        self._database[collection].insert_one(document, session=self._session)
-        self._keys[collection].append(document["_id"])
-
-    def _update(self, collection: str, key: Any, change: Document) -> str:
-        """Change a document; its revision counts up, so that no update leaves it as it was."""
-        counted = {**change, "$inc": {"revision": 1}}
-        self._database[collection].update_one({"_id": key}, counted, session=self._session)
-        return "update"
-
-    def _delete(self, collection: str) -> str:
-        keys = self._keys[collection]
-        key = keys.pop(self._rng.randrange(len(keys)))
-        self._database[collection].delete_one({"_id": key}, session=self._session)
-        return "delete"

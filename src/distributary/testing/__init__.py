@@ -1,10 +1,12 @@
 """What the tests of a transform module use; neither needs a server.
 
 `load` gives a module as a worker loads it, `derive` what one document yields, `react` what a trigger yields for one
-change, `apply` a database in memory in which changes were carried out. A pytest plugin comes with it: the fixture
+change, `apply` a database in memory in which changes were carried out. Inside `personal_key` there is a key for
+pseudonyms. A pytest plugin comes with it: the fixture
 `distributary_mongo` gives a private MongoDB.
 """
 
+from distributary.personal import personal_key
 from distributary.plugins import load_module as load
 from distributary.testing.applying import Change, Deleted, apply
 from distributary.testing.deriving import MAX_RECORDS, Collections, NotDerived, NotPure, Records, derive
@@ -21,5 +23,6 @@ __all__ = [
     "apply",
     "derive",
     "load",
+    "personal_key",
     "react",
 ]
