@@ -290,7 +290,9 @@ class Promise(RuleBasedStateMachine):
             self._leave()
         self._tap.point = ""
 
-    @rule(lost=st.sampled_from([[], [], ["position"], ["triggers.position"], ["position", "triggers.position"]]))
+    @rule(
+        lost=st.sampled_from([[], [], ["position"], ["triggers.position"], ["position", "triggers.position"]])
+    )
     def kill(self, lost: list[str]) -> None:
         """End between two steps with nothing saved; the history may not reach back to the checkpoint then."""
         self._leave()
