@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from distributary.derive.transform import derive
+from distributary.errors import ConfigurationError
 from distributary.sink import rollups as sink_rollups
 from tests.conftest import Databases, eventually
-from tests.harness import CUSTOMERS, Harness, work
+from tests.harness import CUSTOMERS, ORDERS, Harness, work
 
 #: Orders with an audit trail, and a rollup over that.
 AUDITED = """
@@ -144,3 +145,15 @@ def test_records_become_sections_in_place(databases: Databases, tmp_path: Path, 
         databases.raw.users.update_one({"_id": 1}, {"$set": {"name": code}})
         harness.catch_up()
         harness.assert_equal()
+
+
+def test_an_audit_trail_has_one_worker(databases: Databases, tmp_path: Path) -> None:
+    """A second worker that would fill the same collection is refused, as long as the first has the trigger."""
+    first = Harness(databases, tmp_path / "modules", {"audit": AUDITED})
+    first.catch_up()
+    second = Harness(databases, tmp_path / "others", {"audit": AUDITED}, {"worker.name": "second"})
+    with pytest.raises(ConfigurationError, match="'audit' is written by worker 'default' already"):
+        second.catch_up()
+    first.write({"orders": ORDERS})
+    first.catch_up()
+    second.catch_up()
