@@ -146,7 +146,9 @@ class Harness:
         over the records that are stored, all groups at once.
         """
         plugged = self.registry
-        result: dict[str, dict[Any, bytes]] = {name: {} for name in plugged.collections.keys() - plugged.audited}
+        result: dict[str, dict[Any, bytes]] = {
+            name: {} for name in plugged.collections.keys() - plugged.audited
+        }
         parts: dict[str, list[dict[str, Any]]] = {}
         for transform in plugged.transforms.values():
             for document in self.databases.raw[transform.source].find():

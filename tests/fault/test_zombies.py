@@ -22,7 +22,9 @@ RECORDS = """
 """
 
 #: A group with a record that was stored before, and that cannot be computed, stays pending.
-ROLLUP = '    sums = Rollup("sums", over=records, by="by", compute={"sum": {"$sum": {"$toInt": "$number"}}})\n'
+ROLLUP = (
+    '    sums = Rollup("sums", over=records, by="by", compute={"sum": {"$sum": {"$toInt": "$number"}}})\n'
+)
 
 
 @pytest.fixture(scope="module")

@@ -53,9 +53,7 @@ class Trail:
         assert self._began is not None
         known = [each for each in self._changes if each.token > self._began]
         self._compare(known)
-        lost = {
-            each.token for each in known for gap in stream.gaps if gap.since <= each.time <= gap.until
-        }
+        lost = {each.token for each in known for gap in stream.gaps if gap.since <= each.time <= gap.until}
         kept = [each.token for each in known if each.token not in lost]
         assert [each for each in self._found() if each not in lost] == kept, "not the changes of the source"
         for found in self._looks:

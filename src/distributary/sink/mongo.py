@@ -622,7 +622,7 @@ class MongoSink:
                     yield familiar.stored(collection, raw) or stored(collection, _looked_at(raw), raw)
 
     def _remove(self, plan: Plan) -> None:
-        """Send the deletes, which come first: a key or a unique value that moves is free, for shared records as well."""
+        """Send the deletes; they come first, so that a key or a unique value that moves is free."""
         for collection, keys in plan.deletes.items():
             self._delete(collection, keys)
 
