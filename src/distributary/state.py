@@ -87,11 +87,12 @@ GAPS = 5
 
 @dataclass(frozen=True, slots=True)
 class TriggerStream:
-    """How far the stream of the triggers is, with which filter, and what it never saw."""
+    """How far the stream of the triggers is, with which filter, what it never saw, and what they fill."""
 
     position: Position
     filter: str
     gaps: tuple[Gap, ...] = ()
+    collections: frozenset[str] = frozenset()
 
     def lost(self, position: Position, filter_: str) -> "TriggerStream":
         """Give the stream as it goes on at the present, with the gap before it."""
@@ -99,7 +100,7 @@ class TriggerStream:
         gaps = (*self.gaps, Gap(since, until))
         if len(gaps) > GAPS:
             gaps = (Gap(gaps[0].since, gaps[1].until), *gaps[2:])
-        return TriggerStream(position, filter_, gaps)
+        return TriggerStream(position, filter_, gaps, self.collections)
 
 
 @dataclass(frozen=True, slots=True)

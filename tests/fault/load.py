@@ -301,7 +301,7 @@ class Trail:
         """Read the changes up to now from the source's history."""
         end = self._databases.raw.orders.insert_one({"_id": "end of trail"}).inserted_id
         self._databases.raw.orders.delete_one({"_id": end})
-        changes: list[Any] = []
+        changes: list[tuple[str, Any, str]] = []
         with self._databases.raw.orders.watch(start_at_operation_time=self._since.time) as stream:
             for each in stream:
                 key = each["documentKey"]["_id"]

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from distributary.derive.transform import derive
+from distributary.errors import ConfigurationError
 from distributary.sink import rollups as sink_rollups
 from tests.conftest import Databases, eventually
-from tests.harness import CUSTOMERS, Harness, work
+from tests.harness import CUSTOMERS, ORDERS, Harness, work
 
 #: Orders with an audit trail, and a rollup over that.
 AUDITED = """
@@ -123,24 +124,79 @@ def counted(harness: Harness) -> int:
     return found["count"] if found else 0
 
 
-@pytest.mark.parametrize("back", [False, True], ids=["", "back"])
-def test_records_become_sections_in_place(databases: Databases, tmp_path: Path, *, back: bool) -> None:
-    """With `on_change = "warn"`, each document that changed code derives has its section, or its record again."""
-    section = """
+#: A customer's profile as a record of its own, as a section, and as one beside orders.
+RECORD = """
     from distributary import DerivedCollection, transform
 
     customer = DerivedCollection("customer")
 
     @transform("users")
     def users(user):
-        yield customer.section(user["_id"], "profile", {"name": user["name"]})
-    """
-    record = section.replace('section(user["_id"], "profile",', 'record(user["_id"],')
+        yield customer.record(user["_id"], {"name": user["name"]})
+"""
+SECTION = RECORD.replace('record(user["_id"],', 'section(user["_id"], "profile",')
+TOGETHER = (
+    SECTION
+    + """
+    @transform("orders")
+    def orders(order):
+        yield customer.item(order["user"], "orders", order["_id"], {"total": order["total"]})
+"""
+)
+#: The same with orders that yield nothing.
+ALONE = (
+    RECORD
+    + """
+    @transform("orders")
+    def orders(order):
+        return None
+"""
+)
+
+
+@pytest.mark.parametrize("codes", [(RECORD, SECTION), (SECTION, RECORD)], ids=["to sections", "to records"])
+def test_records_become_sections_in_place(
+    databases: Databases, tmp_path: Path, codes: tuple[str, str]
+) -> None:
+    """With `on_change = "warn"`, each document that changed code derives has its section, or its record again."""
     harness = Harness(databases, tmp_path / "modules", {}, {"worker.on_change": "warn"})
     databases.raw.users.insert_one({"_id": 1, "name": "a"})
-    for code in (section, record) if back else (record, section):
+    for code in codes:
         harness.write({"users": code})
         harness.catch_up()
         databases.raw.users.update_one({"_id": 1}, {"$set": {"name": code}})
         harness.catch_up()
         harness.assert_equal()
+
+
+@pytest.mark.parametrize("codes", [(RECORD, TOGETHER), (TOGETHER, ALONE)], ids=["to sections", "to records"])
+def test_records_become_shared_ones_in_place(
+    databases: Databases, tmp_path: Path, codes: tuple[str, str]
+) -> None:
+    """Whichever of several documents is derived first by the new code, nothing of the old kind is left of a record."""
+    harness = Harness(databases, tmp_path / "modules", {}, {"worker.on_change": "warn"})
+    databases.raw.users.insert_many([{"_id": 1, "name": "a"}, {"_id": 2, "name": "b"}])
+    databases.raw.orders.insert_many([{"_id": 5, "user": 1, "total": 1}, {"_id": 6, "user": 3, "total": 1}])
+    for code in codes:
+        harness.write({"users": code})
+        harness.catch_up()
+    databases.raw.users.update_many({}, {"$set": {"name": "c"}})
+    harness.catch_up()
+    databases.raw.orders.delete_many({})
+    harness.catch_up()
+    harness.assert_equal()
+    databases.raw.users.delete_one({"_id": 1})
+    harness.catch_up()
+    harness.assert_equal()
+
+
+def test_an_audit_trail_has_one_worker(databases: Databases, tmp_path: Path) -> None:
+    """A second worker that would fill the same collection is refused, as long as the first has the trigger."""
+    first = Harness(databases, tmp_path / "modules", {"audit": AUDITED})
+    first.catch_up()
+    second = Harness(databases, tmp_path / "others", {"audit": AUDITED}, {"worker.name": "second"})
+    with pytest.raises(ConfigurationError, match="'audit' is written by worker 'default' already"):
+        second.catch_up()
+    first.write({"orders": ORDERS})
+    first.catch_up()
+    second.catch_up()

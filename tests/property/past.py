@@ -63,7 +63,7 @@ class Past:
     """Every state that each document was in, and per owner the oldest one that may be shown now.
 
     `codes` are the transforms that were ever plugged in: which of them built a record is not asked. While `lenient`,
-    one may lack records: who is contested in a collection that was built anew has only what nobody else has.
+    one may come to lack records: who is parked has only what nobody else has in a collection that was built anew.
     """
 
     def __init__(self) -> None:
@@ -72,6 +72,7 @@ class Past:
         self._codes: dict[str, dict[str, Transform]] = defaultdict(dict)
         self._oldest: dict[Owner, int] = {}
         self._torn: set[str] = set()
+        self._lacking: dict[Owner, Records] = {}
         self.lenient = False
 
     def note(self, source: str, key: Any, document: dict[str, Any] | None) -> None:
@@ -95,14 +96,17 @@ class Past:
         for place, (owner, body) in records.items():
             owned[owner][place] = body
         for owner in owned.keys() | self._oldest.keys():
-            if owner.transform in self._torn:
+            present = owned.get(owner, {})
+            if owner.transform in self._torn or self._lacking.get(owner) == present:
                 continue
             try:
-                self._oldest[owner] = self._state(owner, owned.get(owner, {}))
+                self._oldest[owner] = self._state(owner, present)
+                self._lacking.pop(owner, None)
             except AssertionError:
                 if not self.lenient:
                     raise
                 self._oldest.pop(owner, None)
+                self._lacking[owner] = present
 
     def _state(self, owner: Owner, records: Records) -> int:
         """Give the oldest state, not older than the one before, that yields just these records."""

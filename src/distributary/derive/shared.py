@@ -22,6 +22,9 @@ IN_PLACE = 3
 
 Update = dict[str, Any]
 
+#: The stage behind which a document is a shared record, or empty.
+_ANEW = {"$replaceWith": {"$cond": [{"$eq": [f"${ENGINE_FIELD}.shared", True]}, "$$ROOT", {"_id": "$_id"}]}}
+
 
 class Part(NamedTuple):
     """A section (`item` is empty) or an item of a shared record, `shown` as the record shows it."""
@@ -73,16 +76,15 @@ class Delta:
     def updates(self) -> Iterator[Update]:
         """Give the statements of an `update` command: one for items that are replaced in place, one for the rest.
 
-        The rest is a pipeline, of which the server's history keeps what differs and not whole lists.
+        The rest is a pipeline, of which the server's history keeps what differs and not whole lists. A record of its
+        own under this key, which other code has left, gives way; where nothing is added, it stays as it is.
         """
         if self.replaced:
             yield self._replacing()
-        if self.gone or self.removed or self.added or self.sections or not self.replaced:
-            yield {
-                "q": {"_id": self.key},
-                "u": list(self._stages()),
-                "upsert": bool(self.sections or self.added),
-            }
+        if self.sections or self.added:
+            yield {"q": {"_id": self.key}, "u": [_ANEW, *self._stages()], "upsert": True}
+        elif self.gone or self.removed or not self.replaced:
+            yield {"q": {"_id": self.key, f"{ENGINE_FIELD}.shared": True}, "u": list(self._stages())}
 
     def _replacing(self) -> Update:
         values: dict[str, Any] = {ENGINE_FIELD: mark(self.version)}

@@ -49,6 +49,11 @@ class Triggers:
     max_effects: int
     start: Start
 
+    @property
+    def filled(self) -> frozenset[str]:
+        """The derived collections that they fill."""
+        return frozenset[str]().union(*(each.collections for each in self.plugged.values()))
+
 
 class Followed(NamedTuple):
     """A stream that is open, and the checkpoint that says where."""
@@ -64,9 +69,8 @@ def follow(triggers: Triggers, checkpoint: Checkpoint, newest: Timestamp, *, los
     """
     source = triggers.new_source()
     try:
-        return Followed(
-            source, replace(checkpoint, triggers=_opened(triggers, source, checkpoint, newest, lost))
-        )
+        stream = _opened(triggers, source, checkpoint, newest, lost)
+        return Followed(source, replace(checkpoint, triggers=replace(stream, collections=triggers.filled)))
     except BaseException:
         source.close()
         raise

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from time import monotonic
 
@@ -213,7 +213,8 @@ class Worker:
     def _follow(self, checkpoint: Checkpoint) -> Checkpoint:
         """Open the stream of the triggers, if there are any, and give the checkpoint with its position."""
         if self._parts.triggers is None:
-            return checkpoint
+            left = checkpoint.triggers and replace(checkpoint.triggers, collections=frozenset())
+            return replace(checkpoint, triggers=left)
         newest, lost = self._parts.newest(), self._triggers_lost
         self._followed, checkpoint = follow(self._parts.triggers, checkpoint, newest, lost=lost)
         return checkpoint
@@ -244,6 +245,7 @@ class Worker:
         claimed = self._parts.stores.checkpoints.claimed(self._wanted.worker)
         named = {name for each in self._wanted.transforms.values() for name in each.collections}
         named |= self._wanted.rollups.keys()
+        named |= self._parts.triggers.filled if self._parts.triggers else frozenset()
         shared = sorted(named & claimed.keys())
         if shared:
             raise ConfigurationError(

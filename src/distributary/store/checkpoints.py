@@ -65,6 +65,7 @@ def _triggers_document(stream: TriggerStream) -> dict[str, Any]:
         "position": {"token": stream.position.token, "time": stream.position.time},
         "filter": stream.filter,
         "gaps": [gap._asdict() for gap in stream.gaps],
+        "collections": sorted(stream.collections),
     }
 
 
@@ -72,7 +73,8 @@ def _triggers(entry: Document | None) -> TriggerStream | None:
     if entry is None:
         return None
     gaps = tuple(Gap(**each) for each in entry["gaps"])
-    return TriggerStream(Position(**entry["position"]), entry["filter"], gaps)
+    collections = frozenset(entry.get("collections", ()))
+    return TriggerStream(Position(**entry["position"]), entry["filter"], gaps, collections)
 
 
 def _built_document(built: Built) -> dict[str, Any]:
@@ -156,7 +158,8 @@ class Checkpoints:
             if not built.unplugged
         ]
         rollups = {name: each.worker for each in others for name in each.rollups}
-        return rollups | {name: owner for owner, built in plugged for name in built.collections}
+        filled = {name: each.worker for each in others if each.triggers for name in each.triggers.collections}
+        return rollups | filled | {name: owner for owner, built in plugged for name in built.collections}
 
     def raise_fence(self, worker: str) -> int:
         """Raise the fence; from now on no holder of an older one can commit. Durable on return."""

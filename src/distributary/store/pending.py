@@ -1,7 +1,6 @@
 """Pending groups: which groups of rollups are to be computed, one document per worker, rollup and group."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from bson import ObjectId
@@ -14,8 +13,8 @@ from distributary.ports import Behind, Group, PendingGroup
 
 PENDING = "pending"
 
-#: How long a group that cannot be computed waits before it is tried again.
-RETRY = timedelta(minutes=1)
+#: How long a group that cannot be computed waits before it is tried again, in milliseconds of the server's clock.
+RETRY_MS = 60_000
 
 #: Groups in one query, and in one command that writes.
 CHUNK = 5000
@@ -55,15 +54,14 @@ class Pending:
 
     def fail(self, errors: Sequence[tuple[Group, str]], session: ClientSession) -> None:
         """Note why groups cannot be computed; they are tried again after a while, or when they are touched."""
-        again = datetime.now(UTC) + RETRY
         for group, error in errors:
-            noted = {"$set": {"error": error, "again_at": again}}
-            self._collection.update_one({"_id": self._id(group)}, noted, session=session)
+            noted = {"$set": {"error": {"$literal": error}, "again_at": {"$add": ["$$NOW", RETRY_MS]}}}
+            self._collection.update_one({"_id": self._id(group)}, [noted], session=session)
 
     def next(self, after: Behind, limit: int, session: ClientSession) -> tuple[list[PendingGroup], Behind]:
         """Give the next groups that are worth computing, in a fixed order, and where to go on; empty at the end."""
         behind = {"_id": {"$gt": after[0]}} if after else {}
-        query = {"worker": self._worker, "again_at": {"$not": {"$gt": datetime.now(UTC)}}, **behind}
+        query = {"worker": self._worker, "$expr": {"$lte": ["$again_at", "$$NOW"]}, **behind}
         found = list(self._collection.find(query, session=session).sort("_id", 1).limit(limit))
         return [_pending(each) for each in found], (found[-1]["_id"],) if len(found) == limit else ()
 
