@@ -8,6 +8,8 @@ from typing import Any
 
 from distributary import DerivedCollection, Record, transform
 
+from ._values import one_spelling
+
 directory = DerivedCollection("branch_directory", indexes=[["country", "city"]])
 
 
@@ -19,5 +21,9 @@ def branches(branch: dict[str, Any]) -> Record | None:
     place = branch.get("address") or {}
     return directory.record(
         branch["_id"],
-        {"name": branch.get("name"), "city": place.get("city"), "country": place.get("country")},
+        {
+            "name": branch.get("name"),
+            "city": one_spelling(place.get("city")),
+            "country": place.get("country"),
+        },
     )

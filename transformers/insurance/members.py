@@ -15,7 +15,7 @@ from typing import Any
 from distributary import Record, Section, transform
 from distributary.personal import mask_email, mask_phone, plain_email, plain_phone, pseudonym
 
-from ._values import known
+from ._values import known, one_spelling
 from .derived import audience, customer
 
 Document = dict[str, Any]
@@ -53,7 +53,10 @@ def _picked(member: Document, *names: str) -> Document:
 
 def _contact(member: Document) -> Document:
     reached = {channel: plain(member.get(channel)) for channel, (plain, _) in CHANNELS.items()}
-    return known({**reached, "address": member.get("address")})
+    where = member.get("address")
+    if where and "city" in where:
+        where = {**where, "city": one_spelling(where["city"])}
+    return known({**reached, "address": where})
 
 
 def addressed(member: Document) -> Iterator[Record]:

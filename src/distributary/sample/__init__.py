@@ -1,5 +1,7 @@
 """Raw documents to try things with: two domains, the same every time.
 
-`retail` is the shop of the demo, loaded at any scale and kept alive; `insurance` is a small portfolio for tests and
-documentation. Each fits the transform modules of its domain in `transformers/`.
+`retail` is a shop, `insurance` with `insurance_life` an insurer; both can be loaded at any scale, tell one customer's
+story and be kept alive. `people` has what both have, with names and addresses of Faker; `dirt` is what makes them like
+the data of real systems, and `writing` brings them into a database. Each fits the transform modules of its domain in
+`transformers/`.
 """

@@ -1,16 +1,19 @@
-"""An insurer's raw documents, the same every time: small, for tests and documentation.
+"""An insurer's raw documents, the same every time.
 
 They come from four systems: members and proposers from the CRM, policies and their changes from the policy
 administration, visits from Adobe Analytics, conversations from the chatbot. Each document carries the keys of what it
-is about, and they hang together. As from real systems, fields are missing, e-mail addresses come in several spellings,
-visits and chats have no customer until somebody signs in, and changes were entered by mistake.
+is about, and they hang together. As from real systems, documents come late, out of order and with mistakes that are
+corrected, some members are known twice until they are merged, fields are missing, addresses, phone numbers and cities
+come in several spellings, visits and chats have no customer until somebody signs in, and changes were entered by
+mistake.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from random import Random
 
 from distributary.sample import people
+from distributary.sample.dirt import Customers, incomplete, spelled
 from distributary.sample.people import FIRST_DAY, SEED, Document, chance, few, money
 
 #: Documents at scale 1, in the order in which they are made.
@@ -27,6 +30,37 @@ SIZES = {
 }
 
 _YEAR = 365  # days
+
+#: Whose documents are.
+CUSTOMERS = Customers(
+    "members",
+    {
+        "proposers": "customer_id",
+        "policies": "holder_id",
+        "policy_changes": "holder_id",
+        "web_visits": "post_evar5",
+        "chat_sessions": "customer_id",
+    },
+)
+
+#: What is not always filled in.
+OPTIONAL = {
+    "agents": ("phone", "languages"),
+    "members": (
+        "address",
+        "gender",
+        "marital_status",
+        "occupation",
+        "income_band",
+        "consent",
+        "lifecycle",
+        "offers",
+    ),
+    "proposers": ("email", "consent", "product_name"),
+    "policies": ("next_due_at", "premium_frequency", "branch_id"),
+    "web_visits": ("post_pagename", "geo_city", "visit_page_num"),
+    "chat_sessions": ("ended_at", "topic", "language", "sentiment"),
+}
 
 #: Products: their line, and the life-cycle stages that they are made for.
 _PRODUCTS = {
@@ -48,8 +82,8 @@ def sizes_at(scale: float) -> dict[str, int]:
     return {name: max(len(_PRODUCTS), round(size * scale)) for name, size in SIZES.items()}
 
 
-def data_set(sizes: Mapping[str, int], seed: int = SEED) -> Iterator[tuple[str, list[Document]]]:
-    """Give the collections with their documents."""
+def data_set(sizes: Mapping[str, int], seed: int = SEED) -> Iterator[tuple[str, Iterator[Document]]]:
+    """Give the collections with their documents as they are in the end, made while they are read."""
     makers = {
         "branches": branch,
         "agents": agent,
@@ -62,7 +96,18 @@ def data_set(sizes: Mapping[str, int], seed: int = SEED) -> Iterator[tuple[str, 
         "chat_sessions": chat_session,
     }
     for name, make in makers.items():
-        yield name, [make(chance(seed, name, number), number, sizes) for number in range(1, sizes[name] + 1)]
+        yield name, (_entered(chance(seed, name, n), name, make, n, sizes) for n in range(1, sizes[name] + 1))
+
+
+def _entered(
+    rng: Random,
+    name: str,
+    make: Callable[[Random, int, Mapping[str, int]], Document],
+    number: int,
+    sizes: Mapping[str, int],
+) -> Document:
+    """Make a document as people and systems fill it in: in several spellings, and not all of it."""
+    return incomplete(rng, spelled(rng, make(rng, number, sizes)), OPTIONAL.get(name, ()))
 
 
 def branch(rng: Random, number: int, _sizes: Mapping[str, int]) -> Document:
@@ -102,15 +147,14 @@ def product(rng: Random, number: int, _sizes: Mapping[str, int]) -> Document:
 def member(rng: Random, number: int, sizes: Mapping[str, int]) -> Document:
     """Make a member; one in four has no phone, and one in five has not told about their health."""
     name = people.name(rng)
-    address = people.email(name, number)
     made = {
         "_id": _customer(number),
         "name": name,
         "language": rng.choice(("en", "de", "es")),
         "joined_at": _day(rng),
-        "email": rng.choice((address, address, address.upper(), f" {address}")),
+        "email": people.email(name, number),
         "phone": people.phone(rng) if rng.randrange(4) else None,
-        "address": people.place(rng),
+        "address": people.address(rng),
         "birth_date": FIRST_DAY - timedelta(days=rng.randrange(18 * _YEAR, 80 * _YEAR)),
         "gender": rng.choice(("f", "m", "x")),
         "marital_status": rng.choice(("single", "married", "widowed")),

@@ -11,7 +11,16 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from distributary.sample import insurance
-from distributary.sample.insurance import SIZES, chat_session, data_set, policy_change, sizes_at, web_visit
+from distributary.sample.dirt import arrival
+from distributary.sample.insurance import (
+    CUSTOMERS,
+    SIZES,
+    chat_session,
+    data_set,
+    policy_change,
+    sizes_at,
+    web_visit,
+)
 from distributary.sample.people import FIRST_DAY, SEED, Document, chance
 from distributary.sample.writing import Acting, Chapter, Progress, fill, keep_writing, tell
 
@@ -27,7 +36,7 @@ def load(
 ) -> dict[str, int]:
     """Insert the data set and give the number of documents by collection; the collections must be empty."""
     sizes = sizes_at(scale)
-    fill(database, data_set(sizes), sum(sizes.values()), progress)
+    fill(database, arrival(data_set(sizes), CUSTOMERS, SEED), sum(sizes.values()), progress)
     return sizes
 
 
@@ -129,7 +138,7 @@ class Office(Acting):
     def habits(self) -> dict[Callable[[], str], int]:
         """Give what happens at an insurer, and how often in a hundred times."""
         return {
-            self.visit: 22,
+            self.visit: 18,
             self.go_on: 14,
             self.sign_in: 6,
             self.forget_visit: 3,
@@ -143,6 +152,7 @@ class Office(Acting):
             self.consent: 4,
             self.correct_member: 4,
             self.reach_stage: 2,
+            self.merge_members: 4,
         }
 
     def visit(self) -> str:
@@ -222,6 +232,10 @@ class Office(Acting):
         """Let a member reach another stage of life."""
         change = {"$set": {"lifecycle.stage": self.rng.choice(insurance.STAGES)}}
         return self.update("members", self.any_of("members"), change)
+
+    def merge_members(self) -> str:
+        """Go on making one of two members, whom two systems had each for their own."""
+        return self.merge(CUSTOMERS)
 
     def _made(self, collection: str, make: Callable[..., Document]) -> Document:
         self._ever[collection] += 1

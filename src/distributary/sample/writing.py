@@ -4,18 +4,22 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import groupby, islice
 from random import Random
 from threading import Event
 from typing import Any
 
 from bson import Timestamp
+from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
+from distributary.sample.dirt import Customers, Write
 from distributary.sample.people import Document, few
 
 BATCH = 2_000
+
+_KINDS = ("insert", "replace", "update", "delete")
 
 #: A write that is still to be done, and what there is to tell of it.
 Chapter = tuple[str, Callable[[], object]]
@@ -26,24 +30,35 @@ Progress = Callable[[int, int], object]
 
 def fill(
     database: Database[Document],
-    data_set: Iterable[tuple[str, Iterable[Document]]],
+    writes: Iterable[Write],
     whole: int,
     progress: Progress | None,
 ) -> None:
-    """Insert collections with their documents, `whole` of them together."""
-    loaded = 0
-    for name, documents in data_set:
-        for batch in _batches(documents):
-            database[name].insert_many(batch, ordered=False)
-            loaded += len(batch)
-            if progress:
-                progress(loaded, whole)
+    """Do writes, which leave `whole` documents behind, batch by batch.
 
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    rest = iter(documents)
+    Within a batch inserts go first and deletes last, as those of `arrival` may: a command for each run of one kind.
+    """
+    loaded, rest = 0, iter(writes)
     while batch := list(islice(rest, BATCH)):
-        yield batch
+        batch.sort(key=lambda write: _KINDS.index(write.operation))
+        for name, some in groupby(batch, lambda write: write.collection):
+            done = database[name].bulk_write([*map(_request, some)])
+            loaded += done.inserted_count - done.deleted_count
+        if progress:
+            progress(min(loaded, whole), whole)
+
+
+def _request(
+    write: Write,
+) -> InsertOne[Document] | ReplaceOne[Document] | UpdateOne | DeleteOne:
+    """Give a write as the driver takes it."""
+    if write.operation == "insert":
+        return InsertOne(write.document)
+    if write.operation == "replace":
+        return ReplaceOne({"_id": write.key}, write.document)
+    if write.operation == "update":
+        return UpdateOne({"_id": write.key}, {"$set": write.document})
+    return DeleteOne({"_id": write.key})
 
 
 def tell(
@@ -88,6 +103,7 @@ class Acting(ABC):
     ) -> None:
         self.database, self.session, self.rng = database, session, rng
         self.keys = {name: self._all_keys(name) for name in names}
+        self._merging: Iterator[str] = iter(())
 
     @abstractmethod
     def habits(self) -> dict[Callable[[], str], int]:
@@ -134,8 +150,29 @@ class Acting(ABC):
 
     def delete(self, collection: str) -> str:
         """Delete a document."""
+        return self._delete(collection, self._forget(collection))
+
+    def merge(self, customers: Customers) -> str:
+        """Do the next write by which two customers become one: their documents move, then one of the two is gone."""
+        if (done := next(self._merging, None)) is None:
+            self._merging = self._merge(customers)
+            done = next(self._merging)
+        return done
+
+    def _merge(self, customers: Customers) -> Iterator[str]:
+        gone, stays = self._forget(customers.collection), self.any_of(customers.collection)
+        for name, link in customers.links.items():
+            found = self.database[name].find({link: gone}, {"_id": 1}, session=self.session).sort("_id")
+            for key in [each["_id"] for each in found]:
+                yield self.update(name, key, {"$set": {link: stays}})
+        yield self._delete(customers.collection, gone)
+
+    def _forget(self, collection: str) -> Any:
+        """Draw the key of a document to which nothing more happens than that it goes."""
         keys = self.keys[collection]
-        key = keys.pop(self.rng.randrange(len(keys)))
+        return keys.pop(self.rng.randrange(len(keys)))
+
+    def _delete(self, collection: str, key: Any) -> str:
         self.database[collection].delete_one({"_id": key}, session=self.session)
         return "delete"
 
