@@ -50,7 +50,7 @@ class Trail:
         self._read()
         stream = self._saved()
         assert stream is not None
-        assert self._began is not None
+        self._began = self._began or stream.position.token
         known = [each for each in self._changes if each.token > self._began]
         self._compare(known)
         lost = {each.token for each in known for gap in stream.gaps if gap.since <= each.time <= gap.until}
