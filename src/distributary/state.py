@@ -37,9 +37,9 @@ class Built:
     """What is known of one transform's records.
 
     `collections`: every derived collection it ever wrote; `shared`: those of them in which it has sections or items of
-    shared records. `built`: whether every existing document of its
-    source went through it. `fingerprint`: of the code that built them. `unplugged`: the worker ran without
-    it since, so that its records are behind.
+    shared records, as the code with the fingerprint `shared_by` yields them. `built`: whether every existing document
+    of its source went through it. `fingerprint`: of the code that built them. `unplugged`: the worker ran without it
+    since, so that its records are behind.
     """
 
     source: str
@@ -48,6 +48,7 @@ class Built:
     built: bool
     unplugged: bool = False
     shared: frozenset[str] = frozenset()
+    shared_by: str = ""
 
     @property
     def places(self) -> frozenset[str]:

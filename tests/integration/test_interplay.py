@@ -1,7 +1,7 @@
 """Shared records, rollups and triggers where they meet each other, a hand, and code that changes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,12 @@ ALONE = (
 )
 
 
-@pytest.mark.parametrize("codes", [(RECORD, SECTION), (SECTION, RECORD)], ids=["to sections", "to records"])
-def test_records_become_sections_in_place(
-    databases: Databases, tmp_path: Path, codes: tuple[str, str]
-) -> None:
+@pytest.mark.parametrize(
+    "codes",
+    [(RECORD, SECTION), (SECTION, RECORD), (RECORD, SECTION, RECORD), (SECTION, RECORD, SECTION)],
+    ids=["to sections", "to records", "to sections and back", "to records and back"],
+)
+def test_records_become_sections_in_place(databases: Databases, tmp_path: Path, codes: Sequence[str]) -> None:
     """With `on_change = "warn"`, each document that changed code derives has its section, or its record again."""
     harness = Harness(databases, tmp_path / "modules", {}, {"worker.on_change": "warn"})
     databases.raw.users.insert_one({"_id": 1, "name": "a"})

@@ -156,7 +156,7 @@ class Committer:
         self._stores.sink.share(self.checkpoint.shared)
         for name, transform in self._transforms.items():
             built = self.checkpoint.transforms.get(name)
-            if built is not None and built.fingerprint == transform.fingerprint:
+            if built is not None and built.shared_by == transform.fingerprint:
                 transform.shapes.know(built.shared)
         if self.checkpoint.revision:
             jobs = [*asked, *self._stores.jobs.open()]
@@ -347,7 +347,7 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
-        work = replace(work, checkpoint=_with_shared(work.checkpoint, self._share()))
+        work = replace(work, checkpoint=self._with_shared(work.checkpoint, self._share()))
         if work.alone:
             free = [item for item in work.desired if not self._is_contested(item.owner)]
             work = replace(work, desired=free)
@@ -377,12 +377,23 @@ class Committer:
         self._stores.sink.share(sharing)
         for name in sorted(sharing - known):
             self._assemble(name)
-        self.save(_with_shared(self.checkpoint, new))
+        self.save(self._with_shared(self.checkpoint, new))
         return new
 
-    def _unnoted(self, transform: str) -> frozenset[str]:
-        built = self.checkpoint.transforms.get(transform)
-        return self._transforms[transform].shared - built.shared if built is not None else frozenset()
+    def _unnoted(self, name: str) -> frozenset[str]:
+        """Give to which shared records a transform contributes, if that or the code that does so is not noted yet."""
+        built, transform = self.checkpoint.transforms.get(name), self._transforms[name]
+        shared = transform.shared
+        noted = built is None or (shared <= built.shared and built.shared_by == transform.fingerprint)
+        return frozenset() if noted else shared
+
+    def _with_shared(self, checkpoint: Checkpoint, new: Mapping[str, frozenset[str]]) -> Checkpoint:
+        """Note shared records to which transforms contribute, too."""
+        for name, shared in new.items():
+            built, code = checkpoint.transforms[name], self._transforms[name].fingerprint
+            noted = replace(built, shared=built.shared | shared, shared_by=code)
+            checkpoint = checkpoint.with_built(name, noted)
+        return checkpoint
 
     def _assemble(self, collection: str) -> None:
         """Put all shared records of a collection together from their parts, some at a time."""
@@ -606,14 +617,6 @@ def job_for(checkpoint: Checkpoint, source: str, reason: str) -> Job:
     return Job(None, JobKind.BACKFILL, source, names, reason, sweep=True)
 
 
-def _with_shared(checkpoint: Checkpoint, new: Mapping[str, frozenset[str]]) -> Checkpoint:
-    """Note shared records to which transforms contribute, too."""
-    for name, shared in new.items():
-        built = checkpoint.transforms[name]
-        checkpoint = checkpoint.with_built(name, replace(built, shared=built.shared | shared))
-    return checkpoint
-
-
 def _end(owner: Owner, holders: Mapping[Owner, Owner]) -> Owner:
     """Follow who holds what who is contested for, as far as it goes."""
     seen = set()
@@ -627,5 +630,7 @@ def entry(transform: Transform, before: Built | None, *, built: bool) -> Built:
     """Give a transform's entry in the checkpoint: the collections it names now and those it ever wrote."""
     ever: frozenset[str] = before.collections if before else frozenset()
     fingerprint = before.fingerprint if before else transform.fingerprint
-    shared: frozenset[str] = before.shared if before else frozenset()
-    return Built(transform.source, fingerprint, ever | transform.collections, built, shared=shared)
+    collections = ever | transform.collections
+    if before is None:
+        return Built(transform.source, fingerprint, collections, built)
+    return replace(before, source=transform.source, collections=collections, built=built, unplugged=False)

@@ -320,6 +320,7 @@ class Rebuilds:
                     fingerprint=fingerprint,
                     built=not entry.unplugged,
                     shared=self._shared(name, entry),
+                    shared_by=fingerprint,
                 ),
             )
         done = replace(job, done=True, stage="done", after=())

@@ -85,6 +85,7 @@ def _built_document(built: Built) -> dict[str, Any]:
         "built": built.built,
         "unplugged": built.unplugged,
         "shared": sorted(built.shared),
+        "shared_by": built.shared_by,
     }
 
 
@@ -127,6 +128,7 @@ def _built(entry: Document) -> Built:
         entry["built"],
         entry.get("unplugged", False),
         frozenset(entry.get("shared", ())),
+        entry.get("shared_by", ""),
     )
 
 
