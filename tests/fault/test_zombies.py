@@ -46,12 +46,12 @@ def test_a_zombie_does_not_forget_what_is_pending(
     with launcher.running(harness.environment, Trap("before it is prepared", 1, signal.SIGSTOP)) as zombie:
         eventually(lambda: zombie.stopped, PATIENCE)
         harness.write({"orders": RECORDS + ROLLUP})
-        harness.catch_up()
-        assert pending(databases) == ["a"]
-        zombie.send(signal.SIGCONT)
-        eventually(lambda: "lease lost" in zombie.said or "stepped back" in zombie.said, PATIENCE)
-        zombie.send(signal.SIGTERM)
-        zombie.ended()
+        with harness.running():
+            eventually(lambda: pending(databases) == ["a"], PATIENCE)
+            zombie.send(signal.SIGCONT)
+            eventually(lambda: "lease lost" in zombie.said or "stepped back" in zombie.said, PATIENCE)
+            zombie.send(signal.SIGTERM)
+            zombie.ended()
     assert pending(databases) == ["a"]
 
 

@@ -305,8 +305,13 @@ DAMAGES: dict[str, Callable[[Databases], object]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("alive", [False, True], ids=["no worker", "a worker"])
+#: Damages that are repaired beside a worker, too.
+BESIDE = ("an item was removed", "a record was added", "a part was removed")
+
+
+@pytest.mark.parametrize(
+    ("damage", "alive"), [*((each, False) for each in DAMAGES), *((each, True) for each in BESIDE)]
+)
 def test_damage_is_found_and_repaired(harness: Harness, damage: str, *, alive: bool) -> None:
     """Whatever a hand does to shared records or their parts, `verify` names it and `--repair` makes it good."""
     filled(harness)
