@@ -322,7 +322,15 @@ def test_groups_that_a_hand_made_find_nothing() -> None:
     """A stored key that is no group of several fields does not break the query."""
     assert within(rollup(["a", "b"]), ["nobody", {"a": 1}]) == {"$or": [{"$alwaysFalse": 1}]}
     assert within(rollup(["a", "b.c"]), [{"a": 1, "b_c": 2}]) == {
-        "$or": [{"a": {"$eq": 1}, "b.c": {"$eq": 2}}]
+        "$or": [{"a": {"$eq": 1}, "b.c": {"$in": [2]}}]
+    }
+
+
+def test_groups_that_differ_in_the_last_field_are_one_branch() -> None:
+    """A query of many groups has as few branches as can be; equal numbers of all types are one value."""
+    groups = [{"a": 1, "b": 2}, {"a": 3, "b": 4}, {"a": 1.0, "b": 5}]
+    assert within(rollup(["a", "b"]), groups) == {
+        "$or": [{"a": {"$eq": 1}, "b": {"$in": [2, 5]}}, {"a": {"$eq": 3}, "b": {"$in": [4]}}]
     }
 
 
