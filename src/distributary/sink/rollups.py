@@ -79,6 +79,7 @@ class Server:
     def __init__(self, derived: Database[Any], passes: Passes) -> None:
         self._database = derived
         self._passes = passes
+        self._hints: dict[str, Mapping[str, Any] | None] = {}
 
     def count(self, rollup: Rollup, groups: Sequence[Any], most: int, session: ClientSession) -> int:
         """Count the records of some groups, up to `most`."""
@@ -114,7 +115,7 @@ class Server:
     ) -> Bounded:
         wanted = set(map(identity, groups))
         stages = [{"$match": within(rollup, groups)}, *bound, *computing(rollup)]
-        found = self._run(rollup, lambda: self._aggregate(rollup, stages, session))
+        found = self._run(rollup, lambda: self._aggregate(rollup, stages, session, self._hint(rollup)))
         read = {identity(each.group): each for one in found if (each := computed(rollup, one))}
         records = sum(int(one[COUNT]) for one in found)
         return Bounded({group: each for group, each in read.items() if group in wanted}, records)
@@ -141,10 +142,32 @@ class Server:
         self._run(rollup, lambda: self._aggregate(rollup, stages, None))
 
     def _aggregate(
-        self, rollup: Rollup, stages: list[Document], session: ClientSession | None
+        self,
+        rollup: Rollup,
+        stages: list[Document],
+        session: ClientSession | None,
+        hint: Mapping[str, Any] | None = None,
     ) -> list[Document]:
+        options: Document = {"hint": hint} if hint else {}
         found = self._database[rollup.over.name]
-        return list(found.aggregate(stages, session=session, allowDiskUse=True))
+        return list(found.aggregate(stages, session=session, allowDiskUse=True, **options))
+
+    def _hint(self, rollup: Rollup) -> Mapping[str, Any] | None:
+        """Give the index that begins with the fields of the groups, if these are several and it may be seen.
+
+        Without a hint the server tries every index for every branch: 112 ms and not 13 for 500 groups of two fields.
+        """
+        if len(rollup.paths) > 1 and rollup.name not in self._hints:
+            self._hints[rollup.name] = self._index(rollup)
+        return self._hints.get(rollup.name)
+
+    def _index(self, rollup: Rollup) -> Mapping[str, Any] | None:
+        fields = set(rollup.paths)
+        try:
+            keys = [each["key"] for each in self._database[rollup.over.name].list_indexes()]
+        except OperationFailure:  # it may not be seen
+            return None
+        return next((dict(each) for each in keys if set(list(each)[: len(fields)]) == fields), None)
 
     def _run(self, rollup: Rollup, work: Callable[[], list[Document]]) -> list[Document]:
         try:
@@ -152,6 +175,7 @@ class Server:
         except OperationFailure as error:
             if error.code == _UNAUTHORIZED or self._passes(error):
                 raise
+            self._hints.pop(rollup.name, None)
             raise RollupRefused(rollup.name, _reason(error)) from error
 
 
