@@ -3,11 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+import mongomock
 import pytest
+from bson import Decimal128
 
 from distributary import DerivedCollection, Record, Rollup, transform
+from distributary.derive.transform import Transform
 from distributary.errors import EnvironmentFault
 from distributary.testing import Change, Deleted, NotDerived, apply, derive
+from distributary.testing.rollups import Followed
 
 visits = DerivedCollection("visits")
 spend = Rollup(
@@ -73,3 +77,33 @@ def test_what_mongomock_lacks_is_said() -> None:
             apply(reading, [visit(1)])
     finally:
         del reading.__globals__["best"]
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        {"r": {"$avg": "$total"}},
+        {"r": {"$max": "$total"}},
+        {"r": {"$sum": {"$cond": [{"$gt": ["$total", 1]}, 1, 0]}}},
+    ],
+    ids=["avg", "max", "cond"],
+)
+def test_decimals_that_mongomock_takes_for_no_numbers_are_said(compute: dict[str, Any]) -> None:
+    """It would give an average of None; a sum of decimals is right, and decimals in other fields do not matter."""
+    added = Rollup("added", over=visits, by="city", compute={"sum": {"$sum": "$total"}})
+    hard = Rollup("hard", over=visits, by="city", compute=compute)
+    assert followed(added, Decimal128("2.5")) == [{"_id": "x", "sum": Decimal128("2.5")}]
+    assert [each["_id"] for each in followed(hard, 2)] == ["x"]
+    with pytest.raises(
+        EnvironmentFault, match=r"'hard': it takes no Decimal128 in city, total\..*real MongoDB"
+    ):
+        followed(hard, Decimal128("2.5"))
+
+
+def followed(rollup: Rollup, total: object) -> list[dict[str, Any]]:
+    """Give what a rollup comes to over one record in memory."""
+    database: Any = mongomock.MongoClient()["derived"]
+    database.visits.insert_one(visit(1, total=total, other=Decimal128("1")))
+    reading = Transform("read", "raw", read, "", frozenset({"visits"}), "", {"visits": [rollup]})
+    Followed(database, [reading]).follow_shared("visits", list(database.visits.find()))
+    return list(database[rollup.name].find({}, {"_src": 0}))

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -275,7 +275,7 @@ def _live(
             behind = _milliseconds(lag.committed(worker.position))
             tell(f"Writing: {lag.writes:,} changes, {lag.writes / (elapsed or 1):,.0f}/s, lag {behind}")
             worker.check()
-            time.sleep(LOOK_SECONDS)
+            wait((writes,), LOOK_SECONDS)
         stop.set()
         counts = writes.result()
         for position in worker.follow(lambda: worker.position, lambda position: position >= lag.newest):

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
-from threading import Event
 from typing import Any
 
 from bson import Timestamp
@@ -112,19 +112,6 @@ def _next(database: Database[Document], session: ClientSession, collection: str)
 
 def _number(key: Any) -> int:
     return key if isinstance(key, int) else int("".join(filter(str.isdecimal, key)))
-
-
-def live(
-    database: Database[Document],
-    seed: int,
-    stop: Event,
-    rate: float,
-    wrote: Callable[[str, Timestamp], object] | None = None,
-) -> dict[str, int]:
-    """Keep the insurer's systems alive as `keep_writing` does; the data set must be loaded."""
-    with database.client.start_session() as session:
-        office = Office(database, session, chance(seed, "live"))
-        return keep_writing(session, office.act, stop, rate, wrote)
 
 
 class Office(Acting):
@@ -243,3 +230,7 @@ class Office(Acting):
 
     def _at(self, field: str) -> dict[str, datetime]:
         return {field: TODAY + timedelta(minutes=self._ever["web_visits"])}
+
+
+#: Keeps the insurer's systems alive, see `keep_writing`.
+live = partial(keep_writing, Office)

@@ -11,9 +11,9 @@ holds.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain, count, islice
 from random import Random
-from threading import Event
 from typing import Any, NamedTuple
 
 from bson import Decimal128, Timestamp
@@ -288,19 +288,6 @@ def _chapters(database: Database[Document], session: ClientSession, key: str) ->
 # --- life ---------------------------------------------------------------------------------------------------
 
 
-def live(
-    database: Database[Document],
-    seed: int,
-    stop: Event,
-    rate: float,
-    wrote: Callable[[str, Timestamp], object] | None = None,
-) -> dict[str, int]:
-    """Keep the shop alive as `keep_writing` does; the data set must be loaded."""
-    with database.client.start_session() as session:
-        shop = Shop(database, session, chance(seed, "live"))
-        return keep_writing(session, shop.act, stop, rate, wrote)
-
-
 class Shop(Acting):
     """What users and staff do to the raw collections; every act is one write."""
 
@@ -433,3 +420,7 @@ class Shop(Acting):
     def _now(self) -> datetime:
         """Give the shop's time, which passes by a minute with every order."""
         return FIRST_DAY + timedelta(minutes=YEAR + self._orders_ever)
+
+
+#: Keeps the shop alive, see `keep_writing`.
+live = partial(keep_writing, Shop)

@@ -15,7 +15,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from distributary.sample.dirt import Customers, Write
-from distributary.sample.people import Document, few
+from distributary.sample.people import Document, chance, few
 
 BATCH = 2_000
 
@@ -73,25 +73,27 @@ def tell(
 
 
 def keep_writing(
-    session: ClientSession,
-    act: Callable[[], str],
+    acting: "Callable[[Database[Document], ClientSession, Random], Acting]",
+    database: Database[Document],
+    seed: int,
     stop: Event,
     rate: float,
-    wrote: Callable[[str, Timestamp], object] | None,
+    wrote: Callable[[str, Timestamp], object] | None = None,
 ) -> dict[str, int]:
-    """Act until `stop` is set: `rate` writes per second, one after the other.
+    """Let who acts on a data set that is loaded write until `stop` is set: `rate` writes per second, one by one.
 
     `wrote` is told each write's operation and cluster time, in the thread of the caller, once the write is
     acknowledged. When the server cannot keep up, writes follow without a pause. Gives the number of writes by
     operation.
     """
     counts: Counter[str] = Counter()
-    started = time.monotonic()
-    while not stop.wait(max(0.0, started + counts.total() / rate - time.monotonic())):
-        operation = act()
-        counts[operation] += 1
-        if wrote and session.operation_time:
-            wrote(operation, session.operation_time)
+    with database.client.start_session() as session:
+        act, started = acting(database, session, chance(seed, "live")).act, time.monotonic()
+        while not stop.wait(max(0.0, started + counts.total() / rate - time.monotonic())):
+            operation = act()
+            counts[operation] += 1
+            if wrote and session.operation_time:
+                wrote(operation, session.operation_time)
     return dict(counts)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bson import Decimal128
+
 from distributary.change import identity
 from distributary.derive.plan import Plan, Stored
 from distributary.derive.records import ENGINE_FIELD
@@ -64,14 +66,47 @@ class Followed:
         collection = self._database[rollup.over.name]
         if not self._in_memory:
             return [each for one in collection.aggregate(stages) if (each := computed(rollup, one))]
+        fields = _read_by(rollup)
+        if any(_has_decimal(each.get(name)) for each in collection.find() for name in fields):
+            raise _too_hard(rollup, f"it takes no Decimal128 in {', '.join(fields)}")
         try:
             found = list(collection.aggregate(list(map(_simple, stages))))
-        except (NotImplementedError, TypeError) as error:
-            raise EnvironmentFault(
-                f"mongomock cannot compute rollup {rollup.name!r}: {error}",
-                "Give `apply` a database of a real MongoDB.",
-            ) from error
+        except (NotImplementedError, TypeError) as error:  # values that it does not order
+            raise _too_hard(rollup, str(error)) from error
         return [_sorted(rollup, each) for one in found if (each := computed(rollup, one))]
+
+
+def _too_hard(rollup: Rollup, why: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"mongomock cannot compute rollup {rollup.name!r}: {why}.",
+        "Give `apply` a database of a real MongoDB.",
+    )
+
+
+def _read_by(rollup: Rollup) -> list[str]:
+    """Give the fields whose decimals mongomock takes for no numbers: all that are not just summed up or collected."""
+    hard = [
+        operand
+        for each in rollup.compute.values()
+        for name, operand in each.items()
+        if not (name in {"$sum", "$addToSet"} and isinstance(operand, str))
+    ]
+    named = {path.partition(".")[0] for path in rollup.paths} | set(rollup.match or ())
+    return sorted(named.union(*map(_fields, hard)))
+
+
+def _fields(expression: object) -> set[str]:
+    """Give the top-level fields that an expression reads."""
+    if isinstance(expression, str):
+        return {expression[1:].partition(".")[0]} if expression[:1] == "$" else set()
+    inner = expression.values() if isinstance(expression, Mapping) else expression
+    return set().union(*map(_fields, inner)) if isinstance(inner, Iterable) else set()
+
+
+def _has_decimal(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_decimal, value.values()))
+    return isinstance(value, Decimal128) or (isinstance(value, list) and any(map(_has_decimal, value)))
 
 
 def _simple(stage: Document) -> Document:
