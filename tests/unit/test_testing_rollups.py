@@ -100,10 +100,27 @@ def test_decimals_that_mongomock_takes_for_no_numbers_are_said(compute: dict[str
         followed(hard, Decimal128("2.5"))
 
 
-def followed(rollup: Rollup, total: object) -> list[dict[str, Any]]:
+@pytest.mark.parametrize(
+    "match",
+    [
+        {"total": {"$gt": 1}},
+        {"detail.total": 1},
+        {"$or": [{"name": "x"}, {"total": 1}]},
+        {"$expr": {"$gt": ["$total", 1]}},
+    ],
+    ids=["field", "path", "or", "expression"],
+)
+def test_decimals_that_a_query_looks_at_are_said(match: dict[str, Any]) -> None:
+    """They would be found by no comparison with a number."""
+    asked = Rollup("asked", over=visits, by="city", compute={"visits": {"$sum": 1}}, match=match)
+    with pytest.raises(EnvironmentFault, match="'asked': it takes no Decimal128"):
+        followed(asked, Decimal128("2.5"), detail={"total": Decimal128("1")})
+
+
+def followed(rollup: Rollup, total: object, **fields: Any) -> list[dict[str, Any]]:
     """Give what a rollup comes to over one record in memory."""
     database: Any = mongomock.MongoClient()["derived"]
-    database.visits.insert_one(visit(1, total=total, other=Decimal128("1")))
+    database.visits.insert_one(visit(1, total=total, other=Decimal128("1"), **fields))
     reading = Transform("read", "raw", read, "", frozenset({"visits"}), "", {"visits": [rollup]})
     Followed(database, [reading]).follow_shared("visits", list(database.visits.find()))
     return list(database[rollup.name].find({}, {"_src": 0}))

@@ -1,7 +1,6 @@
 """The shipped transform modules for insurance, each against the raw documents that matter to it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from bson import Decimal128
 
 from distributary import Publish
 from distributary.derive.rollup import Rollup
-from distributary.derive.trigger import TRIGGER_MARK
 from distributary.personal import personal_key, pseudonym
 from distributary.plugins import load as loaded
 from distributary.sample.insurance import SIZES, data_set, sizes_at
-from distributary.testing import NotDerived, derive, load
+from distributary.testing import NotDerived, derive, load, react
 from tests.recompute import Functions, recompute
 
 FOLDER = Path(__file__).parents[2] / "transformers/insurance"
@@ -419,32 +417,28 @@ def test_an_address_has_one_pseudonym_in_all_spellings() -> None:
 # --- drop-offs ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Change:
-    """What a trigger is called with, as far as this one looks at it."""
-
-    operation: str
-    document: dict[str, Any]
-    updated: dict[str, Any] = field(default_factory=dict)
-    at: datetime = LATER
-
-
 ABANDONED = {"product_id": "IP2", "step": "payment", "state": "abandoned"}
 
 
 def test_the_trigger_is_called_for_what_is_abandoned() -> None:
     """The server is asked for changes of visits with an abandoned form or payment, when they come and change."""
-    mark = getattr(drop_offs, TRIGGER_MARK)
-    assert (mark.source, mark.name, mark.operations) == ("web_visits", "drop_offs", ("insert", "update"))
+    mark = REGISTRY.triggers["drop_offs"]
+    assert (mark.source, mark.operations) == ("web_visits", ("insert", "update", "replace"))
     assert mark.match == {
         "$or": [{"fullDocument.form.state": "abandoned"}, {"fullDocument.payment.state": "abandoned"}]
     }
+    assert "before" not in mark.reads, "pre-images of every visit would be kept"
+
+
+def told(operation: str, visit: dict[str, Any], updated: dict[str, Any] | None = None) -> list[Publish]:
+    """Give the events of one change, as a worker has them."""
+    given = react(drop_offs, operation=operation, document=visit, updated=updated, at=LATER)
+    return [each for each in given if isinstance(each, Publish)]
 
 
 def test_an_abandoned_form_is_published_once() -> None:
     """With the keys that lead to the customer, ordered per customer, and without an address."""
-    change = Change("update", a_visit(form=ABANDONED), {"form.state": "abandoned"})
-    assert list(drop_offs(change)) == [
+    assert told("update", a_visit(form=ABANDONED), {"form.state": "abandoned"}) == [
         Publish(
             "drop-offs",
             {
@@ -463,27 +457,28 @@ def test_an_abandoned_form_is_published_once() -> None:
 @pytest.mark.parametrize(
     ("operation", "updated", "count"),
     [
-        ("insert", {}, 1),
+        ("insert", None, 1),
+        ("replace", None, 1),
         ("update", {"form": ABANDONED}, 1),
         ("update", {"form.state": "abandoned"}, 1),
         ("update", {"visit_page_num": 4}, 0),
         ("update", {"form.step": "details"}, 0),
     ],
 )
-def test_only_the_change_that_abandons_counts(operation: str, updated: dict[str, Any], count: int) -> None:
+def test_only_the_change_that_abandons_counts(
+    operation: str, updated: dict[str, Any] | None, count: int
+) -> None:
     """A visit that was abandoned before is no news when another field changes."""
-    change = Change(operation, a_visit(form=ABANDONED), updated)
-    assert len(list(drop_offs(change))) == count
+    assert len(told(operation, a_visit(form=ABANDONED), updated)) == count
 
 
 def test_a_payment_of_an_unknown_visitor_is_published_per_visitor() -> None:
     """Their events are in order, too."""
-    change = Change("insert", a_visit(post_evar5=None, payment={"policy_id": "POL1", "state": "abandoned"}))
-    (event,) = drop_offs(change)
+    (event,) = told("insert", a_visit(post_evar5=None, payment={"policy_id": "POL1", "state": "abandoned"}))
     assert (event.data["what"], event.ordering_key) == ("payment", "0123")
 
 
 def test_a_form_and_a_payment_that_are_abandoned_together_are_two_events() -> None:
     """Whoever calls back about one knows of it."""
-    change = Change("insert", a_visit(form=ABANDONED, payment={"state": "abandoned"}))
-    assert [event.data["what"] for event in drop_offs(change)] == ["form", "payment"]
+    events = told("insert", a_visit(form=ABANDONED, payment={"state": "abandoned"}))
+    assert [event.data["what"] for event in events] == ["form", "payment"]

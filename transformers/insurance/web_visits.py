@@ -49,7 +49,7 @@ def intents(visit: Document) -> Iterator[Item]:
 
 @trigger(
     "web_visits",
-    operations=["insert", "update"],
+    operations=["insert", "update", "replace"],
     match={
         "$or": [{"fullDocument.form.state": "abandoned"}, {"fullDocument.payment.state": "abandoned"}],
     },
@@ -66,5 +66,8 @@ def drop_offs(change: Any) -> Iterator[Publish]:
 
 
 def is_news(change: Any, what: str) -> bool:
-    """Tell whether the change set the state, rather than another field of a visit that was abandoned before."""
-    return change.operation == "insert" or not change.updated.keys().isdisjoint({what, f"{what}.state"})
+    """Tell whether the change set the state, rather than another field of a visit that was abandoned before.
+
+    A visit that is replaced counts anew: what it was before would take pre-images of every visit.
+    """
+    return change.operation != "update" or not change.updated.keys().isdisjoint({what, f"{what}.state"})

@@ -1,6 +1,6 @@
 """Rollups in a test's database, which may be one in memory that computes less than a server."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bson import Decimal128
@@ -91,8 +91,19 @@ def _read_by(rollup: Rollup) -> list[str]:
         for name, operand in each.items()
         if not (name in {"$sum", "$addToSet"} and isinstance(operand, str))
     ]
-    named = {path.partition(".")[0] for path in rollup.paths} | set(rollup.match or ())
+    named = {path.partition(".")[0] for path in rollup.paths} | set(_queried(rollup.match or {}))
     return sorted(named.union(*map(_fields, hard)))
+
+
+def _queried(query: Mapping[str, Any]) -> Iterator[str]:
+    """Give the top-level fields that a query looks at."""
+    for name, part in query.items():
+        if name == "$expr":
+            yield from _fields(part)
+        elif name[:1] == "$":
+            yield from (field for each in part for field in _queried(each))
+        else:
+            yield name.partition(".")[0]
 
 
 def _fields(expression: object) -> set[str]:
