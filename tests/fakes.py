@@ -403,6 +403,9 @@ class FakeSink:
                     self._assemble(shadow, shadows[shared_of(collection)])
             finish(session, Outcome())
 
+    def suspend(self, rollups: Collection[str]) -> None:
+        """Do nothing: there are no rollups."""
+
     def share(self, collections: Iterable[str]) -> None:
         """Nothing has to be there before parts are written."""
 

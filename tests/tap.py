@@ -141,6 +141,10 @@ class TappedSink:
         """Copy as the sink does."""
         return self.sink.copy(name, onto, after, limit, finish, shared)
 
+    def suspend(self, rollups: Collection[str]) -> None:
+        """Leave rollups alone as the sink does."""
+        self.sink.suspend(rollups)
+
     def share(self, collections: Iterable[str]) -> None:
         """Make ready as the sink does."""
         self.sink.share(collections)

@@ -443,6 +443,9 @@ class Sink(Protocol):
         copied, the records in `shared` are put together anew.
         """
 
+    def suspend(self, rollups: Collection[str]) -> None:
+        """Leave these rollups alone, and no other ones, until a job builds them from all records."""
+
     def share(self, collections: Iterable[str]) -> None:
         """Make ready for the parts of these collections' shared records; what is there stays."""
 

@@ -93,6 +93,15 @@ class SinkContract:
         assert (contest.place, contest.holder, contest.free) == (("a", 1), Owner("f", 1), False)
         assert content() == {("a", 1): ("f", 1, 1, 1), ("b", 2): ("f", 2, 1, 2)}
 
+    @pytest.mark.parametrize("stored", [0, 149, 149.0], ids=["first", "last", "another type"])
+    def test_one_of_many_documents_had_records(
+        self, sink: Sink, content: Callable[[], Content], stored: float
+    ) -> None:
+        """It does not matter where among the keys of a large slice something is stored already."""
+        write(sink, [desired(stored, ("a", "x", 1))])
+        write(sink, [desired(key, ("b", key, 1), time=2) for key in range(150)])
+        assert content().keys() == {("b", key) for key in range(150)}
+
     def test_keys_are_swapped_in_one_go(self, sink: Sink, content: Callable[[], Content]) -> None:
         """Owners that give up keys for one another contest nothing."""
         write(sink, [desired(1, ("a", 1, 1)), desired(2, ("a", 2, 2))])

@@ -379,3 +379,21 @@ def test_check_names_rollups(harness: Harness) -> None:
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "nonsense" in out
+
+
+def test_a_first_start_computes_groups_once(harness: Harness) -> None:
+    """As long as a backfill goes on, groups of a rollup that comes after it are neither computed nor marked."""
+    orders = harness.databases.raw["orders"]
+    orders.insert_many([{"_id": number, "customer": number % 7, "total": 1} for number in range(40)])
+    harness.settings = {"worker.job_documents_per_second": "20"}
+    with harness.running():
+        eventually(lambda: harness.databases.derived["orders_by_customer"].count_documents({}) > 10)
+        orders.insert_one({"_id": 100, "customer": 1, "total": 5})
+        eventually(lambda: harness.databases.derived["orders_by_customer"].find_one({"_id": 100}) is not None)
+        assert harness.databases.state["pending"].count_documents({}) == 0
+        assert harness.databases.derived["customer_spend"].count_documents({}) == 0
+        assert harness.databases.derived["orders_by_customer"].count_documents({}) < 41
+    harness.settings = {}
+    harness.catch_up()
+    assert sum(each["orders"] for each in stored(harness).values()) == 41
+    assert stored(harness)[1]["spent"] == 6 + 5

@@ -54,8 +54,8 @@ def first(wanted: Wanted, position: Position) -> Beginning:
     """Begin without a checkpoint, at a position of a stream that is open."""
     transforms = {name: entry(each, None, built=False) for name, each in wanted.transforms.items()}
     checkpoint = Checkpoint(wanted.worker, position, BEGINNING, wanted.source, 1, wanted.watched, transforms)
-    jobs = rollup_jobs(wanted.rollups, {}, ())
-    jobs += backfills(transforms, transforms, "first start") if wanted.backfill else []
+    jobs = backfills(transforms, transforms, "first start") if wanted.backfill else []
+    jobs += rollup_jobs(wanted.rollups, {}, ())
     return Beginning(checkpoint, Start(token=position.token), jobs, [])
 
 
@@ -78,7 +78,7 @@ def resumed(wanted: Wanted, before: Checkpoint, known_jobs: Sequence[Job] = ()) 
         if name in plugged and built.fingerprint != plugged[name].fingerprint
     ]
     rollups = {name: built for name, built in before.rollups.items() if name in wanted.rollups}
-    jobs = rollup_jobs(wanted.rollups, rollups, known_jobs) + backfills(new, new, "new transform")
+    jobs = backfills(new, new, "new transform") + rollup_jobs(wanted.rollups, rollups, known_jobs)
     if wanted.rebuild:
         jobs += _rebuilds(wanted, [name for name in changed if kept[name].built], known_jobs)
     freed = any(built.unplugged and not known[name].unplugged for name, built in kept.items())

@@ -120,6 +120,7 @@ class Committer:
         self.horizon = Horizon(checkpoint.ahead)
         self.overtaken = Overtaken()
         self._unswept: set[str] = set()
+        self._suspended: set[str] = set()
         self.marks = 0
 
     @property
@@ -158,10 +159,23 @@ class Committer:
             built = self.checkpoint.transforms.get(name)
             if built is not None and built.shared_by == transform.fingerprint:
                 transform.shapes.know(built.shared)
+        jobs = [*asked, *self._stores.jobs.open()]
+        self._suspended = {job.source for job in jobs if self._is_to_build(job)}
+        self._stores.sink.suspend(self._suspended)
         if self.checkpoint.revision:
-            jobs = [*asked, *self._stores.jobs.open()]
             self._unswept = {job.source for job in jobs if job.sweep}
         self._transact(Work([], [], self.checkpoint, asked, due=due))
+
+    def _is_to_build(self, job: Job) -> bool:
+        """Whether a job is about to build a rollup that never was: until it begins, groups need no computing."""
+        fresh = job.kind is JobKind.ROLLUP and not (job.keys or job.stage or job.done)
+        return fresh and job.source not in self.checkpoint.rollups
+
+    def resume(self, rollup: str) -> None:
+        """Keep a rollup along from now on."""
+        if rollup in self._suspended:
+            self._suspended.remove(rollup)
+            self._stores.sink.suspend(self._suspended)
 
     def batch(self, prepared: Prepared, *, purge: bool) -> Outcome:
         """Commit a batch of the stream and move the position behind it."""

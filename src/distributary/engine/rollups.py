@@ -171,6 +171,7 @@ class Builds:
             done = replace(job, done=True, documents=len(job.keys))
             self._committer.mark(done, checkpoint, [Group(name, key) for key in job.keys])
             return done
+        self._committer.resume(name)
         stage = job.stage or RECORDS
         after = self._committer.mark_next(replace(job, stage=stage), name, SLICE, stored=stage == STORED)
         return after if after.after else self._advance(after)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bson import MaxKey, MinKey, Regex, decode_all, encode
+from bson import Int64, MaxKey, MinKey, ObjectId, Regex, decode_all, encode
 from bson.codec_options import CodecOptions
 from bson.errors import BSONError, InvalidBSON
 from bson.raw_bson import RawBSONDocument
@@ -66,6 +66,10 @@ REFUSALS = 4
 
 #: Keys in one `$in`.
 QUERY_KEYS = 5000
+
+#: Source keys of one type from which on it is asked first whether there is anything in their range, and those types.
+SEEK_KEYS = 100
+_ORDERED = frozenset({str, int, Int64, ObjectId})
 
 #: Records in one reply, at most.
 REPLY_RECORDS = 100_000
@@ -266,6 +270,11 @@ class MongoSink:
         """Make ready for the parts of these collections' shared records; what is there stays."""
         for name in collections:
             self._state[parts_of(name)].create_indexes([IndexModel(OWNER_INDEX, name="distributary_owner")])
+
+    def suspend(self, rollups: Collection[str]) -> None:
+        """Leave these rollups alone, and no other ones, until a job builds them from all records."""
+        if self._rollups is not None:
+            self._rollups.suspend(rollups)
 
     def write(
         self,
@@ -601,9 +610,21 @@ class MongoSink:
         familiar = Familiar(known)
         for transform, owned in keys.items():
             for collection in collections.get(transform, ()):
+                if self._is_empty(collection, transform, owned):
+                    continue
                 for some in _chunks(owned, QUERY_KEYS):
                     query = {"_src.by": transform, "_src.key": {"$in": some}}
                     yield from self._find(collection, query, familiar)
+
+    def _is_empty(self, collection: str, transform: str, keys: Sequence[Any]) -> bool:
+        """Whether a transform has no record of any source key in the range of many: one look at the index tells.
+
+        A backfill goes through the keys in their order, mostly where nothing is stored yet.
+        """
+        if len(keys) < SEEK_KEYS or len(types := set(map(type, keys))) > 1 or not types <= _ORDERED:
+            return False
+        query = {"_src.by": transform, "_src.key": {"$gte": min(keys), "$lte": max(keys)}}
+        return self._in(collection)[collection].find_one(query, {"_id": 1}, session=self._session) is None
 
     def _learn_keys(self, desired: Iterable[Desired]) -> Iterator[Stored]:
         """Read what lies under the keys that the batch yields."""

@@ -203,10 +203,15 @@ class Rollups:
         self._pending = pending
         self._server = Server(self._database, passes)
         self._shunned: set[tuple[str, Identity]] = set()
+        self._suspended: frozenset[str] = frozenset()
+
+    def suspend(self, names: Collection[str]) -> None:
+        """Leave these rollups alone, and no other ones: a job builds them from all records that are there then."""
+        self._suspended = frozenset(names)
 
     def touched(self) -> Touched:
         """Give what collects the groups that a transaction touches."""
-        return Touched(self._rollups.values())
+        return Touched(each for each in self._rollups.values() if each.name not in self._suspended)
 
     @property
     def names(self) -> Collection[str]:
