@@ -324,6 +324,7 @@ class FakeSink:
         *,
         alone: bool = False,
         defer: bool = False,
+        states: bool = False,
     ) -> Outcome:
         """Reconcile with all that is stored, in one transaction."""
         with self.deployment.transaction() as session:
@@ -409,12 +410,21 @@ class FakeSink:
     def share(self, collections: Iterable[str]) -> None:
         """Nothing has to be there before parts are written."""
 
-    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: Finish) -> Behind:
         """Put all shared records together."""
         with self.deployment.transaction() as session:
             self._assemble(parts_of(collection), collection)
-            finish(session, ())
+            finish(session, Outcome())
         return ()
+
+    def show(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishShowing) -> Shown:
+        """Tell of all records."""
+        with self.deployment.transaction() as session:
+            records = self.deployment.rows.records.items()
+            found = [(document["_id"], document) for (name, _), document in records if name == collection]
+            states = [RecordState(collection, key, encode(document)) for key, document in found]
+            finish(session, Shown(states, ()))
+        return Shown(states, ())
 
     def _assemble(self, parts: str, shared: str) -> None:
         """Put all shared records of a collection together from their parts."""
@@ -681,20 +691,52 @@ class FakeLetters:
 
 @dataclass(frozen=True)
 class FakeOutbox:
-    """Events in a `Deployment`."""
+    """Messages in a `Deployment`, with the keys of records as their data and numbers as their ids."""
 
     deployment: Deployment
     worker: str
 
-    def put(self, events: Sequence[Published], session: ClientSession) -> None:
-        """Add events; one that is there already takes its own place."""
-        for each in events:
-            self.deployment.rows.events[self.worker, each.position, each.trigger, each.number] = each
+    def put(
+        self,
+        events: Sequence[Published],
+        states: Sequence[RecordState],
+        commit: Commit,
+        session: ClientSession,
+    ) -> Put:
+        """Add events and those of records."""
+        told = [
+            *((each.trigger, Message(each.topic, each.data, each.attributes, each.ordering_key or "")) for each in events),
+            *((each.collection, Message("topic", each.document or b"", {}, str(each.key))) for each in states),
+        ]
+        for number, (of, message) in enumerate(told):
+            key = (self.worker, commit.revision, number)
+            self.deployment.rows.events[key] = Waiting(key, of, message, len(message.data))
+        return Put(Held(len(told), sum(len(message.data) for _, message in told)))
 
-    def waiting(self) -> list[Published]:
-        """Give the events of the worker, in order."""
-        found = sorted(self.deployment.rows.events.items())
-        return [event for key, event in found if key[0] == self.worker]
+    def next(self, limit: int, size: int) -> list[Waiting]:
+        """Give the oldest messages."""
+        mine = [each for key, each in sorted(self.deployment.rows.events.items()) if key[0] == self.worker]
+        some: list[Waiting] = []
+        for each in mine[:limit]:
+            size -= each.size
+            if size < 0 and some:
+                break
+            some.append(each)
+        return some
+
+    def remove(self, first: Any, last: Any) -> None:
+        """Remove a range."""
+        for key in [key for key in self.deployment.rows.events if first <= key <= last]:
+            del self.deployment.rows.events[key]
+
+    def refuse(self, id: Any, reason: str) -> None:  # noqa: A002 - as the field is called
+        """Take a message out of the order."""
+        self.deployment.rows.refused[id] = reason, self.deployment.rows.events.pop(id)
+
+    def held(self) -> Held:
+        """Count what waits."""
+        mine = self.next(len(self.deployment.rows.events), 1 << 60)
+        return Held(len(mine), sum(each.size for each in mine))
 
 
 @dataclass(frozen=True)

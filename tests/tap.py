@@ -16,9 +16,11 @@ from distributary.ports import (
     Finish,
     FinishCopy,
     FinishMarking,
+    FinishShowing,
     Group,
     Marked,
     Outcome,
+    Shown,
     Sink,
 )
 from distributary.state import Checkpoint
@@ -79,6 +81,7 @@ class TappedSink:
         *,
         alone: bool = False,
         defer: bool = False,
+        states: bool = False,
     ) -> Outcome:
         """Write, and come to points on the way."""
 
@@ -89,7 +92,15 @@ class TappedSink:
 
         self.tap.reach("before the transaction")
         outcome = self.sink.write(
-            desired, collections, tapped, foreign, unplugged, shadows, alone=alone, defer=defer
+            desired,
+            collections,
+            tapped,
+            foreign,
+            unplugged,
+            shadows,
+            alone=alone,
+            defer=defer,
+            states=states,
         )
         self.tap.reach("after the commit")
         return outcome
@@ -149,9 +160,13 @@ class TappedSink:
         """Make ready as the sink does."""
         self.sink.share(collections)
 
-    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: Finish) -> Behind:
         """Put together as the sink does."""
         return self.sink.assemble(collection, after, limit, finish)
+
+    def show(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishShowing) -> Shown:
+        """Tell as the sink does."""
+        return self.sink.show(collection, after, limit, finish)
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys."""

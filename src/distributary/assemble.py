@@ -126,6 +126,7 @@ class Assembled:
                 checkpoints,
                 Letters(databases.state, name),
                 Jobs(databases.state, name),
+                self.outbox(),
             )
             code = {name: each.fingerprint for name, each in self.registry.transforms.items()}
             tenure.lease.announce(session.session_id, code)
@@ -136,7 +137,21 @@ class Assembled:
         """Give what writes the derived collections, in a session of the derived deployment."""
         derived, plugged = self.databases.derived, self.registry.rollups
         rollups = Rollups(derived, session, plugged, self._pending(), passes) if plugged else None
-        return MongoSink(derived, self.databases.state, session, self.commits, rollups)
+        return MongoSink(derived, self.databases.state, session, self.commits, rollups, self.registry.published)
+
+    def outbox(self) -> MongoOutbox:
+        """Give what holds what is to be published."""
+        settings, worker = self.config.pubsub, self.config.worker.name
+        envelope = Envelope(
+            worker,
+            binary=settings is not None and settings.mode == "binary",
+            plain=settings is not None and settings.json_form == "plain",
+            tables={name: declared_table(each) for name, each in self.registry.published.items() if each.model},
+        )
+        reference = settings is not None and settings.too_large == "reference"
+        return MongoOutbox(
+            self.databases.state, worker, envelope, self.registry.published, reference=reference
+        )
 
     def serve(self, goal: Goal) -> None:
         """Hold the lease and work, until the goal is reached or `stop` is set; who loses the lease stands by again."""
@@ -263,7 +278,6 @@ class Assembled:
                 batch_changes=worker.batch_changes,
                 batch_bytes=worker.batch_bytes,
             ),
-            outbox=MongoOutbox(databases.state, worker.name),
             max_effects=worker.max_records,
             start=Start() if worker.start == "backfill" else start_of(worker.start, databases.raw),
         )
@@ -283,8 +297,8 @@ class Assembled:
         self._pending().prepare()
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
-        if self.registry.triggers:
-            MongoOutbox(self.databases.state, self.config.worker.name).prepare()
+        if self.registry.triggers or self.registry.published:
+            self.outbox().prepare()
 
     def _indexes(self) -> dict[str, Indexes]:
         """Give the indexes of each declared collection, with those by which rollups find their groups' records."""

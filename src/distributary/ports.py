@@ -15,6 +15,7 @@ from pymongo.client_session import ClientSession
 from distributary.change import Change, CollectionChange, Position, Version, decoded
 from distributary.derive.plan import Contest, Desired
 from distributary.derive.trigger import Event, Seen
+from distributary.events.envelope import Message
 from distributary.excerpt import key_of
 from distributary.state import Checkpoint, Job, Letter, LetterKey, LetterKind, ParkedLetter, SlowTransform
 
@@ -179,11 +180,76 @@ class Changes(Protocol):
         """Free what the server holds for the stream."""
 
 
+class Commit(NamedTuple):
+    """What events of one commit have in common: the position and the revision of its checkpoint, and the newest time."""
+
+    position: Position
+    revision: int
+    time: Timestamp
+
+
+class Held(NamedTuple):
+    """How many events there are, and their bytes."""
+
+    events: int = 0
+    bytes: int = 0
+
+
+class Put(NamedTuple):
+    """What was put into the outbox, and the events that never could be published, each with the reason."""
+
+    held: Held = Held()
+    refused: Sequence[tuple[Event, str]] = ()
+
+
+class Waiting(NamedTuple):
+    """A message that waits to be published; ids rise in the order of the commits.
+
+    `of` is the trigger or derived collection, `size` what it counts for in the bounds, in bytes.
+    """
+
+    id: Any
+    of: str
+    message: Message
+    size: int
+
+
 class Outbox(Protocol):
     """Where events lie that were committed with what they tell of, until they are published."""
 
-    def put(self, events: Sequence[Event], session: ClientSession) -> None:
-        """Add events in the session's transaction; an event that is there already takes its own place."""
+    def put(
+        self, events: Sequence[Event], states: Sequence[RecordState], commit: Commit, session: ClientSession
+    ) -> Put:
+        """Add events, and those of records that changed, in the session's transaction; they come in this order.
+
+        A record that is too large for a message is kept as refused, or is told by a reference.
+        """
+
+    def next(self, limit: int, size: int) -> Sequence[Waiting]:
+        """Give the oldest messages, at most so many and, beyond the first one, so many bytes."""
+
+    def remove(self, first: Any, last: Any) -> None:
+        """Remove the messages with these ids and all between them that were not refused."""
+
+    def refuse(self, id: Any, reason: str) -> None:  # noqa: A002 - as the field is called
+        """Take a message out of the order and keep it as refused."""
+
+    def held(self) -> Held:
+        """Count what waits."""
+
+
+class Publisher(Protocol):
+    """Publishes messages, where others read them."""
+
+    def send(self, messages: Sequence[Message]) -> Sequence[Sent]:
+        """Publish in order per topic and ordering key; returns once it is known of each message what became of it.
+
+        Behind one that fails, those of its ordering key fail as well, so that sending the failed ones again in their
+        order keeps the order. It raises nothing for what a server says, and takes about ten seconds at most.
+        """
+
+    def close(self) -> None:
+        """Give up what is open."""
 
 
 class Documents(Protocol):
@@ -236,11 +302,34 @@ class Documents(Protocol):
         """Estimate the number of documents."""
 
 
+class RecordState(NamedTuple):
+    """A record of a derived collection as it is stored, in BSON with the engine's field, or None when it is gone."""
+
+    collection: str
+    key: Any
+    document: bytes | None
+
+
+class Shown(NamedTuple):
+    """Some records of a collection, and where the next ones begin; empty at the end."""
+
+    states: Sequence[RecordState]
+    behind: tuple[Any, ...]
+
+
+class Sent(NamedTuple):
+    """What became of a message: confirmed, or `error`; `lasting` when sending the same again is of no use."""
+
+    error: str = ""
+    lasting: bool = False
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a commit did, by derived collection, and what it could not do.
 
-    `rollups` counts the groups that were written or removed, `pending` those that are left to be computed.
+    `rollups` counts the groups that were written or removed, `pending` those that are left to be computed. `states` are
+    the records of published collections that changed, as they are stored now.
     """
 
     inserted: Counter[str] = field(default_factory=Counter)
@@ -253,6 +342,7 @@ class Outcome:
     released: list[tuple[str, Any]] = field(default_factory=list)
     rollups: Counter[str] = field(default_factory=Counter)
     pending: int = 0
+    states: list[RecordState] = field(default_factory=list)
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -266,6 +356,7 @@ class Outcome:
             self.released + other.released,
             self.rollups + other.rollups,
             self.pending + other.pending,
+            self.states + other.states,
         )
 
     @property
@@ -381,6 +472,9 @@ class Marked(NamedTuple):
 #: Called last in the transaction that lets groups be pending.
 FinishMarking = Callable[[ClientSession, Marked], None]
 
+#: The same at the end of what tells of records.
+FinishShowing = Callable[[ClientSession, Shown], None]
+
 
 #: Called last in the transaction of a copy.
 FinishCopy = Callable[[ClientSession, Behind], None]
@@ -400,6 +494,7 @@ class Sink(Protocol):
         *,
         alone: bool = False,
         defer: bool = False,
+        states: bool = False,
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield, in one transaction; durable on return.
 
@@ -449,8 +544,11 @@ class Sink(Protocol):
     def share(self, collections: Iterable[str]) -> None:
         """Make ready for the parts of these collections' shared records; what is there stays."""
 
-    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: Finish) -> Behind:
         """Put the next shared records in key order together anew from their parts, in one transaction with `finish`."""
+
+    def show(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishShowing) -> Shown:
+        """Tell of the next records in key order, in one transaction with `finish`."""
 
     def settle(self, drained: Sequence[Drained], version: Version, finish: Finish) -> Outcome:
         """Store pending groups that were computed, in one transaction.

@@ -214,7 +214,8 @@ class JobKind(StrEnum):
     `backfill` derives every document of a source collection, `derive` those of given keys, `replay` those that
     changed in a part of the history. `rebuild` builds derived collections anew beside the live ones, `undo` brings
     back what was kept of them, and `drop` removes those that no transform names any more. `rollup` lets all groups of
-    the rollup that is its `source` be computed, or those in `keys`.
+    the rollup that is its `source` be computed, or those in `keys`. `publish` tells of all records of the derived
+    collection that is its `source`.
     """
 
     BACKFILL = "backfill"
@@ -224,6 +225,7 @@ class JobKind(StrEnum):
     UNDO = "undo"
     DROP = "drop"
     ROLLUP = "rollup"
+    PUBLISH = "publish"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,8 @@ class Job:
 
     A backfill takes only documents that match `only`, if that is given. A replay reads the history behind the token
     in `after`, and `span` says from when until when. A rebuild reads several sources, `source` being the one at hand;
-    with `keep` it copies the old collections aside first, and `report` has what it found.
+    with `keep` it copies the old collections aside first, and `report` has what it found. With `publish`, a replay
+    tells of all records that it comes to; without it, of none.
     """
 
     id: Any
@@ -269,6 +272,7 @@ class Job:
     keep: bool = False
     until: tuple[Any, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
+    publish: bool = False
 
 
 class SlowTransform(NamedTuple):

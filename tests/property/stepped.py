@@ -132,6 +132,7 @@ class Stepped:
             TappedCheckpoints(checkpoints, tap),
             Letters(databases.state, name),
             Jobs(databases.state, name),
+            assembled.outbox(),
         )
         lease = Lease(databases.state, name, assembled.config.worker.lease_seconds)
         databases.state[LEASES].update_one(

@@ -131,7 +131,8 @@ class Bench:
         """Give what a worker drives, interrupted by the tap."""
         sink = TappedSink(FakeSink(self.deployment), self.tap)
         checkpoints = TappedCheckpoints(FakeCheckpoints(self.deployment), self.tap)
-        return Stores(sink, checkpoints, FakeLetters(self.deployment, "w"), FakeJobs(self.deployment, "w"))
+        letters, jobs = FakeLetters(self.deployment, "w"), FakeJobs(self.deployment, "w")
+        return Stores(sink, checkpoints, letters, jobs, FakeOutbox(self.deployment, "w"))
 
     def worker(self, stop: Event | None = None) -> Worker:
         """Give one more holder of the lease."""

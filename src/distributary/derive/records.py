@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bson import ObjectId, Regex, encode
 from bson.errors import BSONError
@@ -57,10 +57,17 @@ class DerivedCollection:
 
     `indexes`: each a field name or a list of them; a leading `-` means descending. A collection holds either records,
     or shared records that are made of sections and items.
+
+    `publish` is the topic that learns of every change of a record: "customer-view", or with its project as
+    "projects/shop/topics/customer-view". `format` is what is published, an event (CloudEvents) or a row for BigQuery;
+    `model` is a class whose annotations are the table's columns then.
     """
 
     name: str
     indexes: Sequence[IndexSpec] = field(default=())
+    publish: str | None = None
+    format: Literal["cloudevents", "bigquery"] = "cloudevents"
+    model: type | None = None
 
     def record(self, key: Any, fields: Mapping[str, Any]) -> Record:
         """Give a record of its own, stored as `{_id: key, **fields}`."""

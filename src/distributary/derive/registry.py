@@ -53,6 +53,11 @@ class Registry:
         return frozenset[str]().union(*(each.collections for each in self.triggers.values()))
 
     @property
+    def published(self) -> Mapping[str, DerivedCollection]:
+        """The derived collections whose changes are published."""
+        return {name: each for name, each in self.collections.items() if each.publish}
+
+    @property
     def read(self) -> tuple[str, ...]:
         """The source collections of transforms and triggers, sorted."""
         return tuple(sorted({*self.sources, *(each.source for each in self.triggers.values())}))

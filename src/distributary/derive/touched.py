@@ -1,13 +1,14 @@
-"""The groups of rollups that writes touch: those of the records as they were, and as they are."""
+"""What writes touch: groups of rollups, of records as they were and as they are, and records that are published."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from distributary.change import Identity, identity
-from distributary.derive.plan import Plan, Stored
+from distributary.derive.plan import Desired, Plan, Stored
 from distributary.derive.rollup import Rollup, group_of
 from distributary.excerpt import excerpt
+from distributary.parts import is_parts, shared_of
 
 #: Groups by their identity.
 Groups = dict[Identity, Any]
@@ -52,3 +53,34 @@ class Touched:
                 self.note(name, before.get(record.place, b""))
             for key in plan.deletes.get(name, ()):
                 self.note(name, before.get((name, identity(key)), b""))
+
+
+class Changed:
+    """Collects the keys of records that are written or removed, in the derived collections that are published."""
+
+    def __init__(self, published: Collection[str]) -> None:
+        self._published = published
+        self.keys: dict[str, dict[Identity, Any]] = defaultdict(dict)
+
+    def note(self, collection: str, key: Any) -> None:
+        """Note a record, or the shared record of a part."""
+        if is_parts(collection):
+            collection, key = shared_of(collection), key["k"]
+        if collection in self._published:
+            self.keys[collection][identity(key)] = key
+
+    def note_plan(self, plan: Plan) -> None:
+        """Note what a plan writes and removes."""
+        for written in (plan.inserts, plan.replaces) if self._published else ():
+            for collection, writes in written.items():
+                for record, _ in writes:
+                    self.note(collection, record.key)
+        for collection, keys in plan.deletes.items() if self._published else ():
+            for key in keys:
+                self.note(collection, key)
+
+    def note_desired(self, desired: Iterable[Desired]) -> None:
+        """Note what documents yield, changed or not."""
+        for each in desired:
+            for record in each.records:
+                self.note(record.collection, record.key)

@@ -12,6 +12,7 @@ from distributary.change import CollectionChange, Position, identity
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired, Owner
 from distributary.derive.transform import Transform
+from distributary.derive.trigger import Event
 from distributary.engine.ahead import Overtaken
 from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
@@ -20,14 +21,20 @@ from distributary.parts import called
 from distributary.ports import (
     Behind,
     CheckpointStore,
+    Commit,
     Drained,
     Group,
+    Held,
     JobStore,
     LetterStore,
     ManyRefused,
     Marked,
+    Outbox,
     Outcome,
+    Put,
+    RecordState,
     RollupRefused,
+    Shown,
     Sink,
     TooMuch,
 )
@@ -65,6 +72,7 @@ class Stores:
     checkpoints: CheckpointStore
     letters: LetterStore
     jobs: JobStore
+    outbox: Outbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,8 @@ class Work:
     """What is committed together; `retry` says that it was parked before, `due` what is to be tried again.
 
     Where collections have shadows, records go into both, or into the shadows `alone`. `wanted` refuses to commit a job
-    that was cancelled. With `defer`, groups of rollups are left pending.
+    that was cancelled. With `defer`, groups of rollups are left pending. What changes is published unless it is `silent`, and
+    with `states` what does not change as well.
     """
 
     desired: Sequence[Desired]
@@ -86,6 +95,8 @@ class Work:
     alone: bool = False
     wanted: bool = False
     defer: bool = False
+    silent: bool = False
+    states: bool = False
 
 
 class Unwanted(Exception):
@@ -98,6 +109,7 @@ class Finished(NamedTuple):
     letters: list[Letter]
     resolved: list[LetterKey]
     checkpoint: Checkpoint
+    put: Put = Put()
 
 
 class Committer:
@@ -110,8 +122,10 @@ class Committer:
         checkpoint: Checkpoint,
         fence: int,
         breaker: Breaker,
+        told: Callable[[Held], None] = lambda _: None,
     ) -> None:
         self._stores = stores
+        self._told = told
         self._transforms = transforms
         self._fence = fence
         self._breaker = breaker
@@ -213,9 +227,10 @@ class Committer:
         if detached is not None:
             checkpoint = replace(checkpoint, detached={**checkpoint.detached, job.source: detached})
         self._note(desired, shown)
-        outcome = self._commit(
-            Work(desired, letters, checkpoint, progress=job, foreign=job.foreign, alone=alone, defer=True)
-        )
+        work = Work(desired, letters, checkpoint, progress=job, foreign=job.foreign, alone=alone, defer=True)
+        if job.kind is JobKind.REPLAY:
+            work = replace(work, silent=not job.publish, states=job.publish)
+        outcome = self._commit(work)
         if job.done and job.sweep:
             self._unswept = {each.source for each in self._stores.jobs.open() if each.sweep}
         return outcome
@@ -328,6 +343,24 @@ class Committer:
         self.marks += 1
         return after(marked)
 
+    def show(self, job: Job, limit: int) -> Job:
+        """Publish the next records of a collection, and give the job behind them; at the end nothing is behind."""
+        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
+
+        def after(shown: Shown) -> Job:
+            return replace(
+                job, after=shown.behind, documents=job.documents + len(shown.states), done=not shown.behind
+            )
+
+        def finish(session: ClientSession, shown: Shown) -> None:
+            nonlocal finishing
+            finishing = _Finishing(self, Work([], [], self.checkpoint, progress=after(shown)))
+            finishing(session, Outcome(states=list(shown.states)))
+
+        shown = self._stores.sink.show(job.source, job.after, limit, finish)
+        self._finished(finishing)
+        return after(shown)
+
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
         """Commit parked documents that were derived again; gives how many are parked no more."""
         before = len(self._parked)
@@ -414,8 +447,8 @@ class Committer:
         behind: Behind | None = None
         while behind != ():
             finishing = _Finishing(self, Work([], [], self.checkpoint))
-            behind = self._stores.sink.assemble(collection, behind or (), ASSEMBLED, finishing.at)
-            self.checkpoint = finishing.checkpoint
+            behind = self._stores.sink.assemble(collection, behind or (), ASSEMBLED, finishing)
+            self._finished(finishing)
             self.marks += 1
 
     def _divided(self, work: Work) -> Outcome:
@@ -455,6 +488,7 @@ class Committer:
             work.checkpoint.shadows,
             alone=work.alone,
             defer=work.defer,
+            states=work.states,
         )
         self.marks += outcome.pending
         for key in finishing.resolved:
@@ -462,7 +496,8 @@ class Committer:
         for letter in finishing.letters:
             key = LetterKey(letter.transform, letter.key)
             self._parked[_parked(key)] = ParkedLetter(key, letter.kind)
-        self.checkpoint = finishing.checkpoint
+        self._finished(finishing)
+        outcome.states.clear()
         return outcome
 
     def finish(self, work: Work, session: ClientSession, outcome: Outcome) -> Finished:
@@ -483,8 +518,27 @@ class Committer:
             saved = self._stores.jobs.save(work.progress, session)
             if work.wanted and not saved:
                 raise Unwanted
+        put = Put() if work.silent else self.put((), outcome.states, work.checkpoint, session)
         checkpoint = self._stores.checkpoints.save(work.checkpoint, self._fence, session)
-        return Finished(letters, resolved, checkpoint)
+        return Finished(letters, resolved, checkpoint, put)
+
+    def put(
+        self, events: Sequence[Event], states: Sequence[RecordState], checkpoint: Checkpoint, session: ClientSession
+    ) -> Put:
+        """Put what is to be published into the outbox, in the transaction that saves a checkpoint."""
+        if not (events or states):
+            return Put()
+        newest = max(checkpoint.position.time, checkpoint.ahead)
+        commit = Commit(checkpoint.position, checkpoint.revision + 1, newest)
+        return self._stores.outbox.put(events, states, commit, session)
+
+    def committed(self, checkpoint: Checkpoint, put: Put) -> None:
+        """Note what was committed."""
+        self.checkpoint = checkpoint
+        self._told(put.held)
+
+    def _finished(self, finishing: "_Finishing") -> None:
+        self.committed(finishing.checkpoint, finishing.put)
 
     def _resolved(self, desired: Iterable[Desired], lost: set[Owner]) -> list[LetterKey]:
         if not self._parked:
@@ -569,10 +623,6 @@ class _Finishing:
     def __call__(self, session: ClientSession, outcome: Outcome) -> None:
         self._finished = self._committer.finish(self._work, session, outcome)
 
-    def at(self, session: ClientSession, _: Behind) -> None:
-        """End a transaction that goes through a collection."""
-        self(session, Outcome())
-
     @property
     def letters(self) -> list[Letter]:
         """What was parked."""
@@ -587,6 +637,11 @@ class _Finishing:
     def checkpoint(self) -> Checkpoint:
         """What was saved."""
         return self._finished.checkpoint
+
+    @property
+    def put(self) -> Put:
+        """What was put into the outbox."""
+        return self._finished.put
 
 
 def _parked(key: LetterKey) -> Owner:

@@ -13,7 +13,7 @@ from distributary.derive.records import RawDocument
 from distributary.derive.transform import Failure
 from distributary.derive.trigger import Effects, Event, Reacted, Seen, Trigger
 from distributary.engine.commit import TOO_LARGE, Committer
-from distributary.ports import ManyRefused, Outbox, Outcome, TooMuch
+from distributary.ports import ManyRefused, Outcome, Put, TooMuch
 from distributary.state import Checkpoint, Letter, LetterKey, LetterKind
 
 #: The trigger and the document of a change: what is done for both is done in order.
@@ -33,6 +33,12 @@ class _Sorted:
         """All events, in order."""
         return [event for each in self.effects for event in each.events]
 
+    def owners(self, refused: Iterable[tuple[Event, str]]) -> dict[Owner, str]:
+        """Give whose events these are, with the reasons."""
+        reasons = {(event.trigger, event.position): reason for event, reason in refused}
+        owners = {(event.trigger, event.position): each.desired.owner for each in self.effects for event in each.events}
+        return {owners[place]: reason for place, reason in reasons.items()}
+
 
 class _Spoiled(Exception):
     """What some changes yield cannot be stored: nothing was committed, and it goes on without them."""
@@ -49,10 +55,9 @@ class Reactions:
     the later ones are parked as well.
     """
 
-    def __init__(self, committer: Committer, triggers: Mapping[str, Trigger], outbox: Outbox) -> None:
+    def __init__(self, committer: Committer, triggers: Mapping[str, Trigger]) -> None:
         self._committer = committer
         self._triggers = triggers
-        self._outbox = outbox
         self._collections = {name: each.collections for name, each in triggers.items()}
         self._queues: dict[Queue, set[str]] = defaultdict(set)
         for name in triggers:
@@ -147,21 +152,23 @@ class Reactions:
 
     def _transact(self, work: _Sorted, position: Position | None, resolved: Sequence[LetterKey]) -> None:
         checkpoint = self._moved(position)
-        saved = checkpoint
+        saved, put = checkpoint, Put()
         stores = self._committer.stores
 
         def finish(session: ClientSession, outcome: Outcome) -> None:
-            nonlocal saved
+            nonlocal saved, put
             if reasons := _reasons(outcome):
                 raise _Spoiled(reasons)
             stores.letters.resolve(resolved, session)
             stores.letters.put(work.letters, session)
-            self._outbox.put(work.events, session)
+            put = self._committer.put(work.events, outcome.states, checkpoint, session)
+            if put.refused:
+                raise _Spoiled(work.owners(put.refused))
             saved = stores.checkpoints.save(checkpoint, self._committer.fence, session)
 
         outcome = stores.sink.write([each.desired for each in work.effects], self._collections, finish)
         self._committer.marks += outcome.pending
-        self._committer.checkpoint = saved
+        self._committer.committed(saved, put)
         for queue, token in work.parked:
             self._queues[queue].add(token)
 

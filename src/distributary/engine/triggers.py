@@ -15,7 +15,7 @@ from distributary.engine.handing import hand
 from distributary.engine.reactions import Reactions
 from distributary.errors import PositionLost
 from distributary.log import get_logger
-from distributary.ports import Changes, LetterStore, Outbox, ParkedChange, SeenBatch, Start
+from distributary.ports import Changes, LetterStore, ParkedChange, SeenBatch, Start
 from distributary.state import Checkpoint, Job, LetterKey, LetterKind, TriggerStream
 
 log = get_logger()
@@ -45,7 +45,6 @@ class Triggers:
 
     plugged: Mapping[str, Trigger]
     new_source: Callable[[], Changes]
-    outbox: Outbox
     max_effects: int
     start: Start
 
@@ -209,7 +208,7 @@ class TriggerTail:
         self._triggers = triggers
         self._committer = committer
         self._reader = Reader(triggers, followed, committer.checkpoint.epoch)
-        self._reactions = Reactions(committer, triggers.plugged, triggers.outbox)
+        self._reactions = Reactions(committer, triggers.plugged)
         self._letters: LetterStore = committer.stores.letters
         self.reached, self._torn = committer.checkpoint.triggers.position, True
 

@@ -31,7 +31,7 @@ from distributary.derive.plan import (
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place, RawDocument
 from distributary.derive.shadows import shadowed, written
 from distributary.derive.shared import Delta, Part, Whole, assembled, deltas, mark, of_keys, part_of
-from distributary.derive.touched import Touched
+from distributary.derive.touched import Changed, Touched
 from distributary.excerpt import excerpt, key_of
 from distributary.parts import called, is_parts, parts_of, shared_of
 from distributary.ports import (
@@ -40,11 +40,14 @@ from distributary.ports import (
     Finish,
     FinishCopy,
     FinishMarking,
+    FinishShowing,
     Group,
     ManyRefused,
     Marked,
     Outcome,
+    RecordState,
     RollupRefused,
+    Shown,
     TooMuch,
 )
 from distributary.sink.familiar import Familiar
@@ -202,6 +205,7 @@ class _Attempt:
     unplugged: Collection[str]
     shadows: Mapping[str, str]
     alone: bool
+    states: bool = False
     by_key: bool = False
     apart: bool = False
     refused: list[tuple[Desired, str]] = field(default_factory=list)
@@ -245,7 +249,8 @@ class _Attempt:
 class MongoSink:
     """Writes derived collections of one database, in one session, as the holder of the lease.
 
-    `first` is entered for what keeps the server waiting, without reading from it. `rollups` are kept along.
+    `first` is entered for what keeps the server waiting, without reading from it. `rollups` are kept along. Of changes
+    in `published` collections the outcome tells what is stored then.
     """
 
     def __init__(
@@ -255,7 +260,9 @@ class MongoSink:
         session: ClientSession,
         first: AbstractContextManager[None] | None = None,
         rollups: Rollups | None = None,
+        published: Collection[str] = (),
     ) -> None:
+        self._published = frozenset(published)
         self._derived = derived.with_options(codec_options=CODEC)
         self._state = state.with_options(codec_options=CODEC)
         self._session = session
@@ -287,6 +294,7 @@ class MongoSink:
         *,
         alone: bool = False,
         defer: bool = False,
+        states: bool = False,
     ) -> Outcome:
         """Make what is stored for these owners equal to what they yield; durable on return.
 
@@ -296,10 +304,10 @@ class MongoSink:
         taken out and the batch repeated, until those documents stand alone in the outcome.
         `foreign` are records that nobody may have written, or only in a future that is none; those that
         still are such are removed first. Groups of rollups that are touched become pending with `defer`, and where they
-        are too much for a transaction. Raises `TooMuch` when what is stored for several documents is more than
+        are too much for a transaction. With `states`, the outcome tells of published records that did not change, too. Raises `TooMuch` when what is stored for several documents is more than
         may be held, and `ManyRefused`.
         """
-        attempt = _Attempt(list(desired), foreign, unplugged, shadows, alone)
+        attempt = _Attempt(list(desired), foreign, unplugged, shadows, alone, states)
         if defer and self._rollups is not None:
             attempt.deferred.update(self._rollups.names)
         while True:
@@ -441,7 +449,7 @@ class MongoSink:
 
     # --- shared records -------------------------------------------------------------------------------------
 
-    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishCopy) -> Behind:
+    def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: Finish) -> Behind:
         """Put the next shared records in key order together anew from their parts, in one transaction with `finish`.
 
         The groups of rollups that they were or are in become pending.
@@ -453,17 +461,22 @@ class MongoSink:
             found = found.hint([("_id", 1)]).sort("_id", 1)
             keys = [each["_id"] for each in (found.min([("_id", after[0])]) if after else found)]
             touched = self._rollups.touched() if self._rollups else None
-            self._assemble(collection, parts_of(collection), keys, touched)
+            changed = Changed(self._published)
+            self._assemble(collection, parts_of(collection), keys, touched, changed)
             if self._rollups is not None and touched is not None:
                 self._rollups.write(touched, UNKNOWN_VERSION, self._rollups.names)
-            behind = (keys[-1],) if len(keys) == limit else ()
-            finish(self._session, behind)
-            return behind
+            finish(self._session, Outcome(states=self._states(changed)))
+            return (keys[-1],) if len(keys) == limit else ()
 
         return transact(self._session, work)
 
     def _assemble(
-        self, collection: str, parts: str, keys: Sequence[Any], touched: Touched | None = None
+        self,
+        collection: str,
+        parts: str,
+        keys: Sequence[Any],
+        touched: Touched | None = None,
+        changed: Changed | None = None,
     ) -> None:
         self._note_groups(collection, keys, touched)
         distinct = list({identity(key): key for key in keys}.values())
@@ -471,15 +484,20 @@ class MongoSink:
             missing = {identity(key): key for key in some}
             for whole in assembled(read_parts(self._state, parts, of_keys(some), self._session)):
                 del missing[identity(whole.key)]
-                self._put_whole(collection, whole)
+                if self._put_whole(collection, whole) and changed is not None:
+                    changed.note(collection, whole.key)
             self._delete(collection, list(missing.values()))
+            for key in missing.values() if changed is not None else ():
+                changed.note(collection, key)
         self._note_groups(collection, keys, touched)
 
-    def _put_whole(self, collection: str, whole: Whole) -> None:
+    def _put_whole(self, collection: str, whole: Whole) -> bool:
+        """Store a shared record; False when it was stored like that."""
         document = {"_id": whole.key, **whole.fields, ENGINE_FIELD: mark(whole.version)}
-        self._derived[collection].replace_one(
+        done = self._derived[collection].replace_one(
             {"_id": whole.key}, document, upsert=True, session=self._session
         )
+        return bool(done.modified_count or done.upserted_id is not None)
 
     def _share(self, plan: Plan, shadows: Mapping[str, str], touched: Touched | None) -> None:
         """Change the shared records as the plan changes their parts; `shadows` holds where, if it is not themselves."""
@@ -562,10 +580,14 @@ class MongoSink:
         self, attempt: _Attempt, collections: Mapping[str, Collection[str]], finish: Finish
     ) -> Outcome:
         touched = self._rollups.touched() if self._rollups else None
-        removed = self._remove_foreign(attempt, collections, touched)
-        live = (
-            Plan() if attempt.alone else self._planned(attempt, attempt.desired, collections, touched=touched)
-        )
+        changed = Changed(self._published)
+        removed = self._remove_foreign(attempt, collections, touched, changed)
+        live = Plan()
+        if not attempt.alone:
+            live = self._planned(attempt, attempt.desired, collections, touched=touched)
+            changed.note_plan(live)
+        if attempt.states:
+            changed.note_desired(attempt.desired)
         outcome = _outcome(live, removed, attempt.refused)
         if attempt.shadows:
             contested = {each.desired.owner for each in live.contests}
@@ -575,8 +597,51 @@ class MongoSink:
             outcome += _shadow_outcome(plan, attempt.shadows)
         if self._rollups is not None and touched is not None:
             outcome.rollups, outcome.pending = self._rollups.write(touched, attempt.version, attempt.deferred)
+        outcome.states = self._states(changed, attempt.desired)
         finish(self._session, outcome)
         return outcome
+
+    # --- what is published ----------------------------------------------------------------------------------
+
+    def show(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishShowing) -> Shown:
+        """Tell of the next records in key order, in one transaction with `finish`."""
+
+        def work() -> Shown:
+            query = {"_id": {"$ne": after[0]}} if after else {}
+            source: Any = self._derived.get_collection(collection, _RAW)
+            found = source.find(query, limit=limit, session=self._session).hint([("_id", 1)]).sort("_id", 1)
+            states: list[RecordState] = []
+            size = 0
+            for each in found.min([("_id", after[0])]) if after else found:
+                raw = bytes(each.raw)
+                states.append(RecordState(collection, key_of(raw), raw))
+                size += len(raw)
+                if size > LEARN_BYTES:
+                    break
+            more = size > LEARN_BYTES or len(states) == limit
+            shown = Shown(states, (states[-1].key,) if more else ())
+            finish(self._session, shown)
+            return shown
+
+        return transact(self._session, work)
+
+    def _states(self, changed: Changed, desired: Sequence[object] = (None,)) -> list[RecordState]:
+        """Read the records that changed as they are now, each with its key, or without content when it is gone."""
+        states: list[RecordState] = []
+        size = 0
+        for collection, keys in changed.keys.items():
+            for some in _chunks(list(keys.values()), QUERY_KEYS):
+                gone = {identity(key): key for key in some}
+                for batch in _replies(self._derived, collection, {"_id": {"$in": some}}, self._session):
+                    for raw in _documents(batch):
+                        key = key_of(raw)
+                        del gone[identity(key)]
+                        states.append(RecordState(collection, key, raw))
+                    size += len(batch)
+                    if size > LEARN_BYTES and len(desired) > 1:
+                        raise TooMuch(len(desired) // 2)
+                states += [RecordState(collection, key, None) for key in gone.values()]
+        return states
 
     def _planned(
         self,
@@ -662,7 +727,11 @@ class MongoSink:
             self._in(collection)[collection].delete_many({"_id": {"$in": some}}, session=self._session)
 
     def _remove_foreign(
-        self, attempt: _Attempt, collections: Mapping[str, Collection[str]], touched: Touched | None
+        self,
+        attempt: _Attempt,
+        collections: Mapping[str, Collection[str]],
+        touched: Touched | None,
+        changed: Changed,
     ) -> list[tuple[str, Any]]:
         """Remove those of the foreign records that still are foreign or frozen, before anything is learned.
 
@@ -674,7 +743,7 @@ class MongoSink:
         removed = []
         for collection, keys in _grouped(attempt.foreign):
             if parts_of(collection) in places:
-                self._assemble(collection, parts_of(collection), keys, touched)
+                self._assemble(collection, parts_of(collection), keys, touched, changed)
                 continue
             database = self._in(collection)
             for document in database[collection].find({"_id": {"$in": keys}}, session=self._session):
@@ -683,6 +752,7 @@ class MongoSink:
                 newest = versions.get(record.owner) if record.owner else None
                 if foreign or (newest is not None and record.version > newest):
                     removed.append((collection, record.key))
+                    changed.note(collection, record.key)
                     if touched is not None:
                         touched.note(collection, document)
         for collection, keys in _grouped(removed):

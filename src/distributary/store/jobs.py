@@ -111,6 +111,7 @@ class Jobs:
             "keep": job.keep,
             "until": list(job.until),
             "report": job.report,
+            "publish": job.publish,
         }
 
 
@@ -142,4 +143,5 @@ def _job(document: dict[str, Any]) -> Job:
         keep=document.get("keep", False),
         until=tuple(document.get("until", ())),
         report=document.get("report", {}),
+        publish=document.get("publish", False),
     )

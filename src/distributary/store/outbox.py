@@ -1,52 +1,196 @@
-"""The outbox: events that were committed with what they tell of, and wait to be published."""
+"""The outbox: messages that were committed with what they tell of, and wait to be published."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from pymongo import ReplaceOne
+from bson import MaxKey, Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
+from pymongo.read_concern import ReadConcern
 
 from distributary.change import CODEC
-from distributary.derive.records import RawDocument
+from distributary.derive.plan import version_in
+from distributary.derive.records import ENGINE_FIELD, DerivedCollection
 from distributary.derive.trigger import Event
+from distributary.events.envelope import Envelope, Message, RecordChange
+from distributary.excerpt import excerpt
+from distributary.ports import Commit, Held, Put, RecordState, Waiting
 
 OUTBOX = "outbox"
 
+#: Pub/Sub's limit on a message with its attributes, in bytes, less what a request takes besides.
+MAX_MESSAGE_BYTES = 10_000_000 - 10_000
+
+#: Messages in one command.
+CHUNK = 5000
+
+#: What a message takes beside its data, in bytes, as far as the bounds of the outbox go.
+_BESIDE = 500
+
+Document = dict[str, Any]
+
 
 class MongoOutbox:
-    """The events of one worker in a state database; their ids rise in the source's order."""
+    """The messages of one worker in a state database; their ids rise in the order of the commits.
 
-    def __init__(self, state: Database[Any], worker: str) -> None:
-        self._collection = state.get_collection(OUTBOX, CODEC)
+    `published` are the derived collections that have a topic, by name. With `reference`, a record that is too large for
+    a message is told by one that says where it is.
+    """
+
+    def __init__(
+        self,
+        state: Database[Any],
+        worker: str,
+        envelope: Envelope,
+        published: Mapping[str, DerivedCollection],
+        *,
+        reference: bool = False,
+    ) -> None:
+        self._collection = state.get_collection(OUTBOX, CODEC, read_concern=ReadConcern("majority"))
         self._worker = worker
+        self._envelope = envelope
+        self._published = published
+        self._reference = reference
+        self._ahead: int | None = None
 
     def prepare(self) -> None:
-        """Create the collection, which a transaction that writes to it finds faster."""
-        self._collection.create_index([("worker", 1), ("ordering_key", 1)], name="ordering_key")
+        """Create the collection, which a transaction that writes to it finds faster, and its index."""
+        self._collection.create_index([("worker", 1), ("refused", 1), ("_id", 1)], name="order")
 
-    def put(self, events: Sequence[Event], session: ClientSession) -> None:
-        """Add events in the session's transaction; an event that is there already takes its own place."""
-        writes = [ReplaceOne({"_id": each["_id"]}, each, upsert=True) for each in map(self._document, events)]
-        if writes:
-            self._collection.bulk_write(writes, session=session)
+    def put(
+        self, events: Sequence[Event], states: Sequence[RecordState], commit: Commit, session: ClientSession
+    ) -> Put:
+        """Add events, and those of records that changed, in the session's transaction; see `Outbox.put`."""
+        if not (events or states):
+            return Put()
+        commit = commit._replace(revision=commit.revision + self._offset(commit.revision))
+        refused: list[tuple[Event, str]] = []
+        documents = [*self._of_events(events, commit, refused), *self._of_states(states, commit, len(events))]
+        for some in _chunks([] if refused else documents):
+            self._collection.insert_many(some, session=session)
+        return Put(Held(len(documents), sum(each["size"] for each in documents)), refused)
 
-    def _document(self, event: Event) -> dict[str, Any]:
-        number = {"position": event.position, "trigger": event.trigger, "number": event.number}
+    def _offset(self, revision: int) -> int:
+        """Give how far ids are ahead of the checkpoint's revisions: it may have been begun anew in front of them."""
+        if self._ahead is None:
+            mine = {"$gte": {"worker": self._worker}, "$lte": {"worker": self._worker, "revision": MaxKey()}}
+            last = self._collection.find_one({"_id": mine}, {"_id": 1}, sort=[("_id", -1)])
+            self._ahead = max(0, last["_id"]["revision"] + 1 - revision) if last else 0
+        return self._ahead
+
+    def _of_events(
+        self, events: Sequence[Event], commit: Commit, refused: list[tuple[Event, str]]
+    ) -> Iterator[Document]:
+        for number, event in enumerate(events):
+            message = self._envelope.of_event(event)
+            if reason := _too_large(message):
+                refused.append((event, f"what is published to {event.topic!r} {reason}"))
+            where = {"at": event.at, "position": event.position}
+            yield self._document(event.trigger, message, commit.revision, number) | where
+
+    def _of_states(self, states: Sequence[RecordState], commit: Commit, start: int) -> Iterator[Document]:
+        for number, state in enumerate(states, start):
+            change = _change(state, commit, number)
+            where = {"at": change.time, "position": change.position, "key": {"of": state.key}}
+            yield self._of_record(change, commit.revision, number) | where
+
+    def _of_record(self, change: RecordChange, revision: int, number: int) -> Document:
+        declared = self._published[change.collection]
+        topic = declared.publish or ""
+        message = self._envelope.of_record(change, topic, declared.format)
+        reason = _too_large(message)
+        if reason and self._reference:
+            message, reason = self._envelope.reference(change, topic), ""
+        document = self._document(change.collection, message, revision, number)
+        if reason:
+            document |= {"refused": f"its message {reason}", "data": "", "size": _BESIDE}
+        return document
+
+    def _document(self, of: str, message: Message, revision: int, number: int) -> Document:
         return {
-            "_id": {"worker": self._worker, **number},
+            "_id": {"worker": self._worker, "revision": revision, "number": number},
             "worker": self._worker,
-            "trigger": event.trigger,
-            "topic": event.topic,
-            "data": RawDocument(event.data),
-            "ordering_key": event.ordering_key,
-            "attributes": dict(event.attributes),
-            "at": event.at,
-            "position": event.position,
+            "of": of,
+            "topic": message.topic,
+            "data": message.data.decode(),
+            "ordering_key": message.ordering_key,
+            "attributes": dict(message.attributes),
+            "size": len(message.data) + _BESIDE,
         }
 
+    # --- draining -------------------------------------------------------------------------------------------
 
-def waiting(state: Database[Any]) -> dict[str, int]:
-    """Count the events that are not published yet, by worker."""
-    found = state[OUTBOX].aggregate([{"$group": {"_id": "$worker", "count": {"$sum": 1}}}])
-    return {each["_id"]: each["count"] for each in found}
+    def next(self, limit: int, size: int) -> list[Waiting]:
+        """Give the oldest messages, at most so many and, beyond the first one, so many bytes."""
+        query = {"worker": self._worker, "refused": None}
+        found: list[Waiting] = []
+        for each in self._collection.find(query, sort=[("_id", 1)], limit=limit):
+            size -= each["size"]
+            if size < 0 and found:
+                break
+            found.append(_waiting(each))
+        return found
+
+    def remove(self, first: Any, last: Any) -> None:
+        """Remove the messages with these ids and all between them that were not refused."""
+        self._collection.delete_many({"_id": {"$gte": first, "$lte": last}, "refused": None})
+
+    def refuse(self, id: Any, reason: str) -> None:  # noqa: A002 - as the field is called
+        """Take a message out of the order and keep it as refused."""
+        self._collection.update_one({"_id": id}, {"$set": {"refused": reason}})
+
+    def held(self) -> Held:
+        """Count what waits."""
+        mine = {"$match": {"worker": self._worker, "refused": None}}
+        counted = {"$group": {"_id": None, "events": {"$sum": 1}, "bytes": {"$sum": "$size"}}}
+        for each in self._collection.aggregate([mine, counted]):
+            return Held(each["events"], each["bytes"])
+        return Held()
+
+
+class Unpublished(NamedTuple):
+    """What a worker has in the outbox: messages that wait, their bytes, and those that were refused."""
+
+    waiting: int = 0
+    bytes: int = 0
+    refused: int = 0
+    since: Timestamp | None = None
+
+
+def unpublished(state: Database[Any]) -> dict[str, Unpublished]:
+    """Count what is not published, by worker."""
+    refused = {"$ne": [{"$type": "$refused"}, "missing"]}
+    group = {
+        "_id": "$worker",
+        "waiting": {"$sum": {"$cond": [refused, 0, 1]}},
+        "bytes": {"$sum": {"$cond": [refused, 0, "$size"]}},
+        "refused": {"$sum": {"$cond": [refused, 1, 0]}},
+        "since": {"$min": {"$cond": [refused, None, "$at"]}},
+    }
+    return {each.pop("_id"): Unpublished(**each) for each in state[OUTBOX].aggregate([{"$group": group}])}
+
+
+def _change(state: RecordState, commit: Commit, number: int) -> RecordChange:
+    """Give a record's change; its time is that of the state of its source that it shows."""
+    time = commit.time
+    if state.document is not None:
+        time = version_in(excerpt(state.document, (ENGINE_FIELD,)).get(ENGINE_FIELD)).time
+    sequence = (commit.revision, number)
+    return RecordChange(state.collection, state.key, state.document, time, commit.position.token, sequence)
+
+
+def _too_large(message: Message) -> str:
+    if len(message.data) <= MAX_MESSAGE_BYTES:
+        return ""
+    return f"has {len(message.data):,} bytes; Pub/Sub's limit is 10 MB"
+
+
+def _waiting(document: Document) -> Waiting:
+    data, attributes = document["data"].encode(), document["attributes"]
+    message = Message(document["topic"], data, attributes, document["ordering_key"])
+    return Waiting(document["_id"], document["of"], message, document["size"])
+
+
+def _chunks(documents: Sequence[Document]) -> Iterable[Sequence[Document]]:
+    for start in range(0, len(documents), CHUNK):
+        yield documents[start : start + CHUNK]

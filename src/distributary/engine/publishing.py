@@ -1,0 +1,191 @@
+"""Publishing: a thread takes what waits in the outbox, in order, until every message is confirmed."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from threading import Event, Lock, Thread
+from typing import NamedTuple
+
+from pymongo.errors import PyMongoError
+from tenacity import Retrying, retry_if_result, stop_when_event_set, wait_random_exponential
+
+from distributary.engine.retry import Verdict, judge, reason
+from distributary.log import get_logger
+from distributary.ports import Held, Outbox, Publisher, Sent, Waiting
+
+log = get_logger()
+
+#: Messages that are handed over at once, and their bytes; beyond that the client library bounds what is under way.
+PAGE_EVENTS = 2000
+PAGE_BYTES = 8 * 1024 * 1024
+
+#: How long the thread sleeps when nothing waits, unless a commit wakes it, and when MongoDB is away, in seconds.
+IDLE_SECONDS = 1.0
+
+#: Seconds between two tries while messages are not confirmed, at most.
+MOST_SECONDS = 10.0
+
+#: How long a send that is under way is waited for at the end, in seconds; what it confirms is published again.
+CLOSE_SECONDS = 3.0
+
+
+class Bounds(NamedTuple):
+    """What may wait in the outbox before the worker waits, too."""
+
+    events: int
+    bytes: int
+
+
+class Backlog:
+    """How much waits in the outbox, as far as this process knows; commits add to it and publishing takes from it."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._lock = Lock()
+        self._held = Held()
+        self.grown = Event()
+
+    @property
+    def held(self) -> Held:
+        """What waits."""
+        return self._held
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more may be committed before something is published."""
+        return self._held.events >= self._bounds.events or self._held.bytes >= self._bounds.bytes
+
+    def add(self, held: Held) -> None:
+        """Note what was committed."""
+        if held.events:
+            self._change(held.events, held.bytes)
+            self.grown.set()
+
+    def take(self, messages: Sequence[Waiting]) -> None:
+        """Note what was published or refused."""
+        self._change(-len(messages), -sum(each.size for each in messages))
+
+    def _change(self, events: int, size: int) -> None:
+        with self._lock:
+            self._held = Held(max(0, self._held.events + events), max(0, self._held.bytes + size))
+
+
+class Publishing:
+    """Publishes what waits, page by page; a page is removed once each of its messages is confirmed.
+
+    What was sent and not removed before a crash is sent again, from the oldest on, so that a message is late only
+    where it was there before.
+    """
+
+    def __init__(self, outbox: Outbox, publisher: Publisher, backlog: Backlog) -> None:
+        self._outbox = outbox
+        self._publisher = publisher
+        self._backlog = backlog
+        self._stop = Event()
+        self._died: BaseException | None = None
+        self._failing = False
+        self._patient = Retrying(
+            retry=retry_if_result(bool),
+            wait=wait_random_exponential(multiplier=0.2, max=MOST_SECONDS),
+            sleep=self._stop.wait,
+            stop=stop_when_event_set(self._stop),
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )
+        self._thread = Thread(target=self._guarded, name="publishing", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread and the publisher."""
+        self._stop.set()
+        self._backlog.grown.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_SECONDS)
+        self._publisher.close()
+
+    def check(self) -> None:
+        """Raise what the thread died of."""
+        if self._died is not None:
+            raise self._died
+
+    def _guarded(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._try()
+        except BaseException as error:  # noqa: BLE001 - raised by `check`
+            self._died = error
+
+    def _try(self) -> None:
+        """Publish a page, or wait for one; what passes by itself is waited out."""
+        try:
+            page = self._outbox.next(PAGE_EVENTS, PAGE_BYTES)
+            if page:
+                self._publish(page)
+            else:
+                self._backlog.grown.wait(IDLE_SECONDS)
+                self._backlog.grown.clear()
+        except PyMongoError as error:
+            if judge(error) is not Verdict.TRANSIENT:
+                raise
+            log.warning("trying again", publishing=True, error=reason(error))
+            self._stop.wait(IDLE_SECONDS)
+
+    def _publish(self, page: Sequence[Waiting]) -> None:
+        """Send a page until each message is confirmed or refused, and remove it; at the end, as far as it is."""
+        left = list(page)
+
+        def send() -> list[Waiting]:
+            nonlocal left
+            left = self._send(left)
+            return left
+
+        self._patient(send)
+        done = page[: page.index(left[0])] if left else page
+        if done:
+            self._outbox.remove(done[0].id, done[-1].id)
+            self._backlog.take(done)
+
+    def _send(self, messages: Sequence[Waiting]) -> list[Waiting]:
+        """Send messages, and give what is to be sent again; what never will be taken is kept as refused."""
+        sent = self._publisher.send([each.message for each in messages])
+        failed = [(each, what) for each, what in zip(messages, sent, strict=True) if what.error]
+        for each, what in failed:
+            if what.lasting:
+                self._outbox.refuse(each.id, what.error)
+                log.error("event refused", topic=each.message.topic, of=each.of, reason=what.error)
+        left = [(each, what) for each, what in failed if not what.lasting]
+        self._tell(left)
+        return [each for each, _ in left]
+
+    def _tell(self, left: Sequence[tuple[Waiting, Sent]]) -> None:
+        if left:
+            topics = Counter(each.message.topic for each, _ in left)
+            waiting = self._backlog.held.events
+            log.warning("not published", topics=dict(topics), waiting=waiting, error=left[0][1].error)
+        elif self._failing:
+            log.info("publishing again")
+        self._failing = bool(left)
+
+
+class Gate:
+    """Lets the worker wait, visibly, while too much is not published."""
+
+    def __init__(self, backlog: Backlog, wait: Callable[[float], object]) -> None:
+        self._backlog = backlog
+        self._wait = wait
+        self._closed = False
+
+    def is_open(self) -> bool:
+        """Whether more may be committed; waits for a moment where it may not."""
+        full = self._backlog.is_full
+        if full != self._closed:
+            self._closed = full
+            held = self._backlog.held
+            if full:
+                log.warning("waiting for publishing", events=held.events, bytes=held.bytes)
+            else:
+                log.info("going on", events=held.events, bytes=held.bytes)
+        if full:
+            self._wait(0.1)
+        return not full
