@@ -40,7 +40,7 @@ needed when the environment says it all. Lists in a variable are JSON (`["a", "b
 (`a,b`). A secret may lie in a file of its own: `…_FILE` names it. `deploy/distributary.toml` is an example
 with every key. All faults are reported at once.
 
-The sections `[pubsub]` and `[http]` are accepted and not used yet.
+The section `[http]` is accepted and not used yet.
 """
 
 _COMMAND_LINE = """\

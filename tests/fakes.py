@@ -45,8 +45,10 @@ from distributary.ports import (
     FinishMarking,
     Group,
     Marked,
+    Message,
     Outcome,
     ParkedChange,
+    Sent,
     Snapshot,
     Start,
 )
@@ -840,3 +842,39 @@ class FakeLease:
 
     def _hold(self) -> None:
         self.leases.held[self.worker] = (self.me, self.leases.now + self.seconds)
+
+
+@dataclass
+class FakePublisher:
+    """Topics in memory. `failing` says of which messages the next one fails, and whether it arrives all the same."""
+
+    topics: dict[str, list[Message]]
+    failing: list[tuple[Callable[[Message], bool], bool]] = field(default_factory=list)
+    limit: int = 10_000_000
+
+    def send(self, messages: Sequence[Message]) -> Sequence[Sent]:
+        """Publish in the order of the messages, behind what fails none of its ordering key."""
+        failed: set[tuple[str, str]] = set()
+        return [self._send(each, failed) for each in messages]
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _send(self, message: Message, failed: set[tuple[str, str]]) -> Sent:
+        lane = (message.topic, message.ordering_key)
+        sent = Sent("behind one that failed") if lane in failed else self._one(message)
+        if sent.error and message.ordering_key:
+            failed.add(lane)
+        return sent
+
+    def _one(self, message: Message) -> Sent:
+        if len(message.data) > self.limit:
+            return Sent("too large", lasting=True)
+        if message.topic not in self.topics:
+            return Sent("no such topic")
+        fault = next((each for each in self.failing if each[0](message)), None)
+        if fault:
+            self.failing.remove(fault)
+        if fault is None or fault[1]:
+            self.topics[message.topic].append(message)
+        return Sent("as it was ordered") if fault else Sent()

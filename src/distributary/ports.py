@@ -252,6 +252,40 @@ class Publisher(Protocol):
         """Give up what is open."""
 
 
+class Message(NamedTuple):
+    """One message for a topic; an empty ordering key means that its order does not matter. `data` is JSON."""
+
+    topic: str
+    data: bytes
+    attributes: Mapping[str, str]
+    ordering_key: str = ""
+
+
+class Sent(NamedTuple):
+    """What became of a message: confirmed, or `error`.
+
+    `lasting` when the message itself is refused, so that sending it again is of no use.
+    """
+
+    error: str = ""
+    lasting: bool = False
+
+
+class Publisher(Protocol):
+    """Publishes messages."""
+
+    def send(self, messages: Sequence[Message]) -> Sequence[Sent]:
+        """Publish, in order per ordering key of a topic; returns once it is known of each what became of it.
+
+        Behind one that fails, those of its ordering key fail as well, so that sending the failed ones again, in their
+        order, keeps the order per key. Never raises for what a server says; bounded in time (about 10 s) even when
+        nothing answers.
+        """
+
+    def close(self) -> None:
+        """Free what the publisher holds."""
+
+
 class Documents(Protocol):
     """Reads documents of the source."""
 

@@ -356,6 +356,48 @@ def test_srv_addresses_are_checked_without_a_name_server() -> None:
     assert load(None, {**LEAST, "DISTRIBUTARY_SOURCE__URI": uri}).source.uri.get_secret_value() == uri
 
 
+def test_publishing_has_defaults_but_for_the_project() -> None:
+    """A project is enough; a section without one is a fault."""
+    project = {"DISTRIBUTARY_PUBSUB__PROJECT": "p"}
+    told = load(None, {**LEAST, **project}).pubsub
+    assert told is not None
+    assert (told.project, told.endpoint, told.mode, told.json_form) == ("p", "", "structured", "relaxed")
+    assert (told.too_large, told.outbox_events, told.outbox_bytes) == ("dead-letter", 1_000_000, 1024**3)
+    assert told.in_flight_bytes == 32 * 1024**2
+    mode = {"DISTRIBUTARY_PUBSUB__MODE": "binary"}
+    assert "is missing" in faults(None, {**LEAST, **mode})["pubsub.project"].problem
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ENDPOINT", "https://europe-west1-pubsub.googleapis.com"),
+        ("ENDPOINT", "europe-west1-pubsub.googleapis.com"),
+        ("MODE", "text"),
+        ("JSON_FORM", "canonical"),
+        ("TOO_LARGE", "drop"),
+        ("OUTBOX_EVENTS", "0"),
+        ("OUTBOX_BYTES", "none"),
+        ("IN_FLIGHT_BYTES", "9999999"),
+    ],
+)
+def test_what_publishing_cannot_work_with_is_a_fault(name: str, value: str) -> None:
+    """An endpoint is host and port, choices are named, and one message of the largest size can be under way."""
+    project = {"DISTRIBUTARY_PUBSUB__PROJECT": "p"}
+    found = faults(None, {**LEAST, **project, f"DISTRIBUTARY_PUBSUB__{name}": value})
+    assert set(found) == {f"pubsub.{name.lower()}"}
+    assert all(each.problem and each.cure for each in found.values())
+
+
+def test_an_endpoint_is_host_and_port() -> None:
+    """A regional one is taken as it is."""
+    regional = "europe-west1-pubsub.googleapis.com:443"
+    given = {"DISTRIBUTARY_PUBSUB__PROJECT": "p", "DISTRIBUTARY_PUBSUB__ENDPOINT": regional}
+    told = load(None, {**LEAST, **given}).pubsub
+    assert told is not None
+    assert told.endpoint == regional
+
+
 def test_every_key_is_described() -> None:
     """The reference page has a meaning for each key."""
     assert [key for key in KEYS if not key.field.description] == []
@@ -364,9 +406,7 @@ def test_every_key_is_described() -> None:
 def test_the_example_has_every_key_with_its_default(tmp_path: Path) -> None:
     """The example loads, names every key, and shows the defaults."""
     text = (ROOT / "deploy" / "distributary.toml").read_text("utf-8")
-    every = tomllib.loads(
-        re.sub(r"^# (?=uri = |\[pubsub\]|project = |\[personal_data\]|key = )", "", text, flags=re.MULTILINE)
-    )
+    every = tomllib.loads(re.sub(r"^# (?=\[?[a-z_]+(?:\]| = ))", "", text, flags=re.MULTILINE))
     named = {Key(section, name) for section, table in every.items() for name in table}
     assert named == set(KEYS)
     assert load(written(tmp_path, text), {}) == load(None, LEAST)

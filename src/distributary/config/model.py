@@ -1,7 +1,7 @@
 """The sections and keys. The descriptions are the reference page, so each says its unit."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
@@ -11,6 +11,7 @@ from distributary.config.values import (
     Count,
     Database,
     Duration,
+    Endpoint,
     HashKey,
     Name,
     Start,
@@ -174,10 +175,46 @@ class PersonalData(Section):
     )
 
 
+#: What one message may have, in bytes.
+MESSAGE_BYTES = 10_000_000
+
+
 class PubSub(Section):
     """Where events are published; without this section nothing is."""
 
-    project: Text = Field(description="Name of the Google Cloud project with the topics.")
+    project: Text = Field(description="Id of the Google Cloud project with the topics.")
+    endpoint: Endpoint = Field(
+        default="",
+        description="Host and port of a regional endpoint, such as `europe-west1-pubsub.googleapis.com:443`; empty: the"
+        " global one. The emulator that the variable `PUBSUB_EMULATOR_HOST` names comes first.",
+    )
+    mode: Literal["structured", "binary"] = Field(
+        default="structured",
+        description="Form of an event as a CloudEvent: `structured`, all of it as JSON in the message's data, or"
+        " `binary`, its data there and the rest as attributes.",
+    )
+    json_form: Literal["relaxed", "plain"] = Field(
+        default="relaxed",
+        description="JSON of values that JSON does not know: `relaxed` Extended JSON, which tells their types, or"
+        " `plain` text and numbers.",
+    )
+    too_large: Literal["dead-letter", "reference"] = Field(
+        default="dead-letter",
+        description="When an event has more than the 10 MB that Pub/Sub takes: park it as a `dead-letter`, or publish a"
+        " `reference` to the record instead.",
+    )
+    outbox_events: Count = Field(
+        default=1_000_000, description="Events that wait to be published, from which on the worker waits too."
+    )
+    outbox_bytes: Bytes = Field(
+        default=ByteSize(1024**3),
+        description="Bytes of events that wait to be published, from which on the worker waits too; a number or `1GiB`.",
+    )
+    in_flight_bytes: Annotated[Bytes, Field(ge=MESSAGE_BYTES)] = Field(
+        default=ByteSize(32 * 1024**2),
+        description="Bytes of messages that are sent and not confirmed yet, at most; a number or `32MiB`, and not less"
+        " than the 10 MB that one message may have.",
+    )
 
 
 class Http(Section):

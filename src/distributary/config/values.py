@@ -111,6 +111,18 @@ def _checked_start(text: str) -> str:
     return text
 
 
+_HOST_AND_PORT = re.compile(r"[A-Za-z0-9.-]+:[0-9]{1,5}")
+
+
+def _checked_endpoint(text: str) -> str:
+    if text and not _HOST_AND_PORT.fullmatch(text):
+        raise wrong(
+            "is no host with a port.",
+            "Write it like europe-west1-pubsub.googleapis.com:443, without https://, or leave it empty.",
+        )
+    return text
+
+
 def _time_as_text(value: object) -> object:
     """Take TOML's own date and time as the text that it was."""
     return value.isoformat() if isinstance(value, datetime) else value
@@ -121,6 +133,7 @@ HashKey = Annotated[SecretStr, AfterValidator(_checked_key)]
 Database = Annotated[str, AfterValidator(_checked_database)]
 Name = Annotated[str, AfterValidator(_checked_name)]
 Start = Annotated[str, BeforeValidator(_time_as_text), AfterValidator(_checked_start)]
+Endpoint = Annotated[str, AfterValidator(_checked_endpoint)]
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[ByteSize, Field(ge=1)]

@@ -1,0 +1,5 @@
+"""Google Cloud Pub/Sub: publishing, and what is to be known of topics before.
+
+`limits` is pure. The other modules import Google's library, which takes half a second: they are imported only where
+there is a `[pubsub]` section.
+"""
