@@ -38,19 +38,26 @@ from distributary.parts import is_parts, parts_of, shared_of
 from distributary.ports import (
     Batch,
     Behind,
+    Commit,
     Contrast,
     Drained,
     Finish,
     FinishCopy,
     FinishMarking,
+    FinishShowing,
     Group,
+    Held,
     Marked,
     Message,
     Outcome,
     ParkedChange,
+    Put,
+    RecordState,
     Sent,
+    Shown,
     Snapshot,
     Start,
+    Waiting,
 )
 from distributary.state import Checkpoint, Job, JobKind, Letter, LetterKey, ParkedLetter, SlowTransform
 
@@ -273,7 +280,8 @@ class _Rows:
     fences: dict[str, int] = field(default_factory=dict)
     letters: dict[tuple[str, Owner], Letter] = field(default_factory=dict)
     jobs: dict[Any, tuple[str, Job]] = field(default_factory=dict)
-    events: dict[tuple[str, str, str, int], Published] = field(default_factory=dict)
+    events: dict[tuple[str, int, int], Waiting] = field(default_factory=dict)
+    refused: dict[tuple[str, int, int], tuple[str, Waiting]] = field(default_factory=dict)
 
 
 class Deployment:
@@ -707,8 +715,14 @@ class FakeOutbox:
     ) -> Put:
         """Add events and those of records."""
         told = [
-            *((each.trigger, Message(each.topic, each.data, each.attributes, each.ordering_key or "")) for each in events),
-            *((each.collection, Message("topic", each.document or b"", {}, str(each.key))) for each in states),
+            *(
+                (each.trigger, Message(each.topic, each.data, each.attributes, each.ordering_key or ""))
+                for each in events
+            ),
+            *(
+                (each.collection, Message("topic", each.document or b"", {}, str(each.key)))
+                for each in states
+            ),
         ]
         for number, (of, message) in enumerate(told):
             key = (self.worker, commit.revision, number)
@@ -739,6 +753,10 @@ class FakeOutbox:
         """Count what waits."""
         mine = self.next(len(self.deployment.rows.events), 1 << 60)
         return Held(len(mine), sum(each.size for each in mine))
+
+
+def _message(event: Published) -> Message:
+    return Message(event.topic, event.data, event.attributes, event.ordering_key or "")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from pymongo.errors import PyMongoError
 from distributary import log, personal, plugins
 from distributary.change import CODEC
 from distributary.config import Config
+from distributary.config.model import PubSub
 from distributary.derive.registry import Registry, index_keys
 from distributary.derive.rollup import Rollup
+from distributary.engine import publishing
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
 from distributary.engine.pace import Limits
@@ -28,10 +30,12 @@ from distributary.engine.tenure import Tenure
 from distributary.engine.triggers import Triggers
 from distributary.engine.worker import Goal, Parts, Settings, Worker
 from distributary.errors import LeaseLost
+from distributary.events.columns import table_of_model
+from distributary.events.envelope import Envelope
 from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
 from distributary.operate.watch import Watch
-from distributary.ports import Start
+from distributary.ports import Publisher, Start
 from distributary.sink.collections import Indexes, prepare, prepare_rollups
 from distributary.sink.mongo import MongoSink
 from distributary.sink.rollups import Reader, Rollups, refuse_bad
@@ -137,7 +141,9 @@ class Assembled:
         """Give what writes the derived collections, in a session of the derived deployment."""
         derived, plugged = self.databases.derived, self.registry.rollups
         rollups = Rollups(derived, session, plugged, self._pending(), passes) if plugged else None
-        return MongoSink(derived, self.databases.state, session, self.commits, rollups, self.registry.published)
+        return MongoSink(
+            derived, self.databases.state, session, self.commits, rollups, self.registry.published
+        )
 
     def outbox(self) -> MongoOutbox:
         """Give what holds what is to be published."""
@@ -146,7 +152,11 @@ class Assembled:
             worker,
             binary=settings is not None and settings.mode == "binary",
             plain=settings is not None and settings.json_form == "plain",
-            tables={name: declared_table(each) for name, each in self.registry.published.items() if each.model},
+            tables={
+                name: table_of_model(each.model)
+                for name, each in self.registry.published.items()
+                if each.model
+            },
         )
         reference = settings is not None and settings.too_large == "reference"
         return MongoOutbox(
@@ -257,9 +267,18 @@ class Assembled:
             groups=self._reader() if self.registry.rollups else None,
             rollups=self._fingerprints(),
             triggers=self._triggers(),
+            new_publisher=self._publisher if self.config.pubsub else None,
             is_tidy=lambda: not self._pending().has_others(list(self.registry.rollups)),
             tidy=lambda session: self._pending().forget(list(self.registry.rollups), session),
         )
+
+    def _publisher(self) -> Publisher:
+        """Give what publishes to Pub/Sub, whose library takes a second to import."""
+        from distributary.pubsub.publisher import PubSubPublisher  # noqa: PLC0415 - only who publishes waits for it
+
+        settings = self.config.pubsub
+        assert settings is not None
+        return PubSubPublisher(settings.project, settings.endpoint, settings.in_flight_bytes)
 
     def _pending(self) -> Pending:
         """Give the groups of rollups that are to be computed."""
@@ -333,7 +352,13 @@ class Assembled:
             purge=worker.on_source_drop == "purge",
             resync=worker.on_lost_position == "resync",
             breaker=(self.config.dead_letters.max_in_window, self.config.dead_letters.window),
+            outbox=self._outbox_bounds(),
         )
+
+    def _outbox_bounds(self) -> publishing.Bounds:
+        """Give what may wait to be published; the defaults where nothing is."""
+        settings = self.config.pubsub or PubSub(project="none")
+        return publishing.Bounds(settings.outbox_events, settings.outbox_bytes)
 
 
 def with_groups(indexes: Indexes, rollup: Rollup) -> Indexes:

@@ -15,7 +15,7 @@ from pymongo.client_session import ClientSession
 from distributary.change import Change, CollectionChange, Position, Version, decoded
 from distributary.derive.plan import Contest, Desired
 from distributary.derive.trigger import Event, Seen
-from distributary.events.envelope import Message
+from distributary.events.envelope import Message as Message
 from distributary.excerpt import key_of
 from distributary.state import Checkpoint, Job, Letter, LetterKey, LetterKind, ParkedLetter, SlowTransform
 
@@ -180,8 +180,30 @@ class Changes(Protocol):
         """Free what the server holds for the stream."""
 
 
+class RecordState(NamedTuple):
+    """A record of a derived collection as it is stored, in BSON with the engine's field, or None when it is gone."""
+
+    collection: str
+    key: Any
+    document: bytes | None
+
+
+class Shown(NamedTuple):
+    """Some records of a collection, and where the next ones begin; empty at the end."""
+
+    states: Sequence[RecordState]
+    behind: tuple[Any, ...]
+
+
+class Sent(NamedTuple):
+    """What became of a message: confirmed, or `error`; `lasting` when sending the same again is of no use."""
+
+    error: str = ""
+    lasting: bool = False
+
+
 class Commit(NamedTuple):
-    """What events of one commit have in common: the position and the revision of its checkpoint, and the newest time."""
+    """What the events of one commit share: position and revision of its checkpoint, and the newest time."""
 
     position: Position
     revision: int
@@ -252,40 +274,6 @@ class Publisher(Protocol):
         """Give up what is open."""
 
 
-class Message(NamedTuple):
-    """One message for a topic; an empty ordering key means that its order does not matter. `data` is JSON."""
-
-    topic: str
-    data: bytes
-    attributes: Mapping[str, str]
-    ordering_key: str = ""
-
-
-class Sent(NamedTuple):
-    """What became of a message: confirmed, or `error`.
-
-    `lasting` when the message itself is refused, so that sending it again is of no use.
-    """
-
-    error: str = ""
-    lasting: bool = False
-
-
-class Publisher(Protocol):
-    """Publishes messages."""
-
-    def send(self, messages: Sequence[Message]) -> Sequence[Sent]:
-        """Publish, in order per ordering key of a topic; returns once it is known of each what became of it.
-
-        Behind one that fails, those of its ordering key fail as well, so that sending the failed ones again, in their
-        order, keeps the order per key. Never raises for what a server says; bounded in time (about 10 s) even when
-        nothing answers.
-        """
-
-    def close(self) -> None:
-        """Free what the publisher holds."""
-
-
 class Documents(Protocol):
     """Reads documents of the source."""
 
@@ -334,28 +322,6 @@ class Documents(Protocol):
 
     def count(self, collection: str) -> int:
         """Estimate the number of documents."""
-
-
-class RecordState(NamedTuple):
-    """A record of a derived collection as it is stored, in BSON with the engine's field, or None when it is gone."""
-
-    collection: str
-    key: Any
-    document: bytes | None
-
-
-class Shown(NamedTuple):
-    """Some records of a collection, and where the next ones begin; empty at the end."""
-
-    states: Sequence[RecordState]
-    behind: tuple[Any, ...]
-
-
-class Sent(NamedTuple):
-    """What became of a message: confirmed, or `error`; `lasting` when sending the same again is of no use."""
-
-    error: str = ""
-    lasting: bool = False
 
 
 @dataclass(slots=True)

@@ -1,54 +1,90 @@
 """What every outbox promises."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from bson import Timestamp, decode, encode
+from bson import Timestamp, encode
 
+from distributary.change import Position
+from distributary.derive.records import DerivedCollection
 from distributary.derive.trigger import Event
-from distributary.ports import Outbox
-from distributary.store.outbox import MongoOutbox, waiting
+from distributary.events.envelope import Envelope
+from distributary.ports import Commit, Held, Outbox, RecordState
+from distributary.store import outbox as store_outbox
+from distributary.store.outbox import MongoOutbox, unpublished
 from tests.conftest import Client, Databases
 from tests.contract.making import Transaction, aborted, transactions
 from tests.fakes import Deployment, FakeOutbox
 
-#: Gives what waits: position and data of each event, in order.
-Waiting = Callable[[], list[tuple[str, Any]]]
+PUBLISHED = {"customer": DerivedCollection("customer", publish="customer-view")}
+
+#: More than there ever is.
+MUCH = 1 << 30
 
 
-def event(position: str, number: int = 0, **data: Any) -> Event:
-    """Give an event."""
-    return Event("f", position, number, Timestamp(1, 1), "topic", encode(data), "key", {"a": "b"})
+def event(number: int = 0, **data: Any) -> Event:
+    """Give a trigger's event."""
+    return Event("f", "82A", number, Timestamp(1, 1), "topic", encode(data), "key", {"a": "b"})
+
+
+def state(key: Any, *, gone: bool = False, **fields: Any) -> RecordState:
+    """Give a record as it is stored."""
+    origin = {"by": "f", "key": 1, "at": Timestamp(5, 1), "epoch": 1}
+    return RecordState("customer", key, None if gone else encode({"_id": key, **fields, "_src": origin}))
+
+
+def commit(revision: int) -> Commit:
+    """Give what the events of a commit share."""
+    return Commit(Position("82F", Timestamp(9, 1)), revision, Timestamp(9, 1))
+
+
+def told(outbox: Outbox, limit: int = MUCH, size: int = MUCH) -> list[str]:
+    """Give who tells, in the order in which it is published."""
+    return [each.of for each in outbox.next(limit, size)]
 
 
 class OutboxContract:
-    """A suite for any `Outbox`; give it the fixtures `outbox`, `lies` and `transaction`."""
+    """A suite for any `Outbox`; give it the fixtures `outbox` and `transaction`."""
 
-    def test_events_lie_in_the_order_of_their_changes(
-        self, outbox: Outbox, lies: Waiting, transaction: Transaction
+    def test_messages_are_in_the_order_of_their_commits(
+        self, outbox: Outbox, transaction: Transaction
     ) -> None:
-        """Whatever was put first, events come by position, and those of one change by their numbers."""
+        """Events of triggers come first within a commit, and everything in the order in which it was put."""
         with transaction() as session:
-            outbox.put([event("82B", n=3), event("82A", 1, n=2)], session)
+            outbox.put([event()], [state(2), state(1, gone=True)], commit(9), session)
         with transaction() as session:
-            outbox.put([event("82A", n=1)], session)
-        assert lies() == [("82A", {"n": 1}), ("82A", {"n": 2}), ("82B", {"n": 3})]
+            outbox.put([event(1), event(2)], [], commit(10), session)
+        assert told(outbox) == ["f", "customer", "customer", "f", "f"]
+        ids = [each.id for each in outbox.next(MUCH, MUCH)]
+        assert [each.id for each in outbox.next(2, MUCH)] == ids[:2]
 
-    def test_an_event_is_there_once(self, outbox: Outbox, lies: Waiting, transaction: Transaction) -> None:
-        """What is put again takes its own place."""
-        for n in range(2):
-            with transaction() as session:
-                outbox.put([event("82A", n=n)], session)
-        assert lies() == [("82A", {"n": 1})]
+    def test_a_page_has_bounds(self, outbox: Outbox, transaction: Transaction) -> None:
+        """By count and by bytes, but for the first message."""
+        with transaction() as session:
+            outbox.put([], [state(key, text="x" * 1000) for key in range(5)], commit(1), session)
+        assert len(told(outbox, limit=2)) == 2
+        assert len(told(outbox, size=10)) == 1
+        sizes = [each.size for each in outbox.next(MUCH, MUCH)]
+        assert len(told(outbox, size=sum(sizes[:3]))) == 3
 
-    def test_an_aborted_transaction_changes_nothing(
-        self, outbox: Outbox, lies: Waiting, transaction: Transaction
-    ) -> None:
+    def test_what_is_confirmed_is_removed(self, outbox: Outbox, transaction: Transaction) -> None:
+        """From the first to the last of a page, without what was refused; the rest stays."""
+        with transaction() as session:
+            put = outbox.put([], [state(key) for key in range(6)], commit(1), session)
+        page = outbox.next(4, MUCH)
+        outbox.refuse(page[1].id, "no")
+        outbox.remove(page[0].id, page[3].id)
+        left = outbox.next(MUCH, MUCH)
+        assert [each.message.ordering_key for each in left] == ["4", "5"]
+        assert put.held.events == 6
+        assert outbox.held() == Held(2, sum(each.size for each in left))
+
+    def test_an_aborted_transaction_changes_nothing(self, outbox: Outbox, transaction: Transaction) -> None:
         """Events are part of the transaction of what they tell of."""
         with aborted(transaction) as session:
-            outbox.put([event("82A")], session)
-        assert lies() == []
+            outbox.put([event()], [state(1)], commit(1), session)
+        assert told(outbox) == []
+        assert outbox.held() == Held()
 
 
 class TestFakeOutbox(OutboxContract):
@@ -65,14 +101,16 @@ class TestFakeOutbox(OutboxContract):
         return FakeOutbox(deployment, "w")
 
     @pytest.fixture
-    def lies(self, outbox: FakeOutbox) -> Waiting:
-        """Give what lies there."""
-        return lambda: [(each.position, decode(each.data)) for each in outbox.waiting()]
-
-    @pytest.fixture
     def transaction(self, deployment: Deployment) -> Transaction:
         """Give its transactions."""
         return deployment.transaction
+
+
+def mongo_outbox(databases: Databases, worker: str = "w", *, reference: bool = False) -> MongoOutbox:
+    """Give the real one."""
+    outbox = MongoOutbox(databases.state, worker, Envelope(worker), PUBLISHED, reference=reference)
+    outbox.prepare()
+    return outbox
 
 
 class TestMongoOutbox(OutboxContract):
@@ -81,22 +119,78 @@ class TestMongoOutbox(OutboxContract):
     @pytest.fixture
     def outbox(self, databases: Databases) -> MongoOutbox:
         """Give the real one."""
-        outbox = MongoOutbox(databases.state, "w")
-        outbox.prepare()
-        return outbox
-
-    @pytest.fixture
-    def lies(self, databases: Databases) -> Waiting:
-        """Give what lies there."""
-
-        def found() -> list[tuple[str, Any]]:
-            events = list(databases.state.outbox.find().sort("_id", 1))
-            assert waiting(databases.state) == ({"w": len(events)} if events else {})
-            return [(each["position"], each["data"]) for each in events]
-
-        return found
+        return mongo_outbox(databases)
 
     @pytest.fixture
     def transaction(self, client: Client) -> Transaction:
         """Give its transactions."""
         return transactions(client)
+
+    def put(self, outbox: Outbox, transaction: Transaction, revision: int, *states: RecordState) -> None:
+        """Put states of records."""
+        with transaction() as session:
+            outbox.put([], states, commit(revision), session)
+
+    def test_a_record_is_told_as_it_is_stored(self, outbox: MongoOutbox, transaction: Transaction) -> None:
+        """To the topic of its collection, ordered by its key, at the time of its source."""
+        self.put(outbox, transaction, 3, state("C1", name="Ada"), state("C2", gone=True))
+        stored, gone = (each.message for each in outbox.next(MUCH, MUCH))
+        assert (stored.topic, stored.ordering_key, gone.ordering_key) == ("customer-view", "C1", "C2")
+        assert b"1970-01-01T00:00:05" in stored.data
+        assert b'"name":"Ada"' in stored.data
+        assert b"1970-01-01T00:00:09" in gone.data
+        assert b"_src" not in stored.data
+
+    def test_workers_do_not_see_one_another(
+        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction
+    ) -> None:
+        """Each has an order of its own, and is counted by itself."""
+        other = mongo_outbox(databases, "v")
+        self.put(other, transaction, 1, state(1))
+        self.put(outbox, transaction, 1, state(1), state(2))
+        (page,) = other.next(MUCH, MUCH)
+        other.remove(page.id, page.id)
+        assert [other.held().events, outbox.held().events] == [0, 2]
+        assert {name: each.waiting for name, each in unpublished(databases.state).items()} == {"w": 2}
+
+    def test_a_checkpoint_that_begins_anew_comes_behind_what_waits(
+        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction
+    ) -> None:
+        """Revisions begin at one then, and what was committed before is published before."""
+        self.put(outbox, transaction, 700, state("old"))
+        anew = mongo_outbox(databases)
+        self.put(anew, transaction, 1, state("new"))
+        self.put(anew, transaction, 2, state("newer"))
+        assert [each.message.ordering_key for each in anew.next(MUCH, MUCH)] == ["old", "new", "newer"]
+
+    def test_what_is_too_large_is_refused(
+        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction, small: None
+    ) -> None:
+        """A record is kept as refused, without its data, and those behind it are published; an event is given back."""
+        large = state("L", text="x" * 2000)
+        self.put(outbox, transaction, 1, large, state("S"))
+        assert [each.message.ordering_key for each in outbox.next(MUCH, MUCH)] == ["S"]
+        (refused,) = databases.state.outbox.find({"refused": {"$ne": None}})
+        assert refused["key"] == {"of": "L"}
+        assert "Pub/Sub's limit" in refused["refused"]
+        assert unpublished(databases.state)["w"][0::2] == (1, 1)
+        with aborted(transaction) as session:
+            put = outbox.put([event(text="x" * 2000)], [], commit(2), session)
+            ((_, reason),) = put.refused
+        assert "what is published to 'topic' has 2," in reason
+
+    def test_what_is_too_large_is_told_by_a_reference(
+        self, databases: Databases, transaction: Transaction, small: None
+    ) -> None:
+        """If that is configured: where the record is, in its place in the order."""
+        outbox = mongo_outbox(databases, reference=True)
+        self.put(outbox, transaction, 1, state("L", text="x" * 2000), state("S"))
+        first, second = (each.message for each in outbox.next(MUCH, MUCH))
+        assert (first.ordering_key, second.ordering_key) == ("L", "S")
+        assert b"distributary.record.referenced" in first.data
+        assert b"xxx" not in first.data
+
+    @pytest.fixture
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let messages be small."""
+        monkeypatch.setattr(store_outbox, "MAX_MESSAGE_BYTES", 1000)

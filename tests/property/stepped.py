@@ -14,6 +14,7 @@ from distributary.engine.ahead import DEPTH, Ahead, End, Slice
 from distributary.engine.commit import Stores
 from distributary.engine.derivation import Prepared
 from distributary.engine.pipeline import Pipeline, StreamEnded
+from distributary.engine.publishing import UNBOUNDED, Backlog, Outgoing
 from distributary.engine.retry import Verdict, judge
 from distributary.engine.rollups import Draining
 from distributary.engine.triggers import Reader, TriggersLost, TriggerTail
@@ -117,6 +118,10 @@ class ReaderByHand(Reader):
             self._ready.put(TriggersLost(error.message, error.cure))
 
 
+#: Nothing is published here.
+NOTHING_GOES_OUT = Outgoing(Backlog(UNBOUNDED), None, lambda _: None)
+
+
 class Stepped:
     """A worker that took the lease from whoever held it, and works step by step."""
 
@@ -160,7 +165,9 @@ class Stepped:
                 self._worker._lose(error, opened=False)
                 continue
             followed = self._worker._followed
-            self._tail = _Tail(self._parts, self._settings, committer, source, Event(), followed)
+            self._tail = _Tail(
+                self._parts, self._settings, committer, source, Event(), NOTHING_GOES_OUT, followed
+            )
             self._tail._pipeline = ByHand(
                 source, self._tail._derivation, self._settings.bounds, committer.horizon
             )

@@ -42,7 +42,16 @@ from distributary.state import (
     LetterKind,
     SourceIdentity,
 )
-from tests.fakes import Deployment, FakeCheckpoints, FakeJobs, FakeLetters, FakeShelf, FakeSink, Raw
+from tests.fakes import (
+    Deployment,
+    FakeCheckpoints,
+    FakeJobs,
+    FakeLetters,
+    FakeOutbox,
+    FakeShelf,
+    FakeSink,
+    Raw,
+)
 from tests.tap import POINTS, Crash, Tap, TappedCheckpoints, TappedSink
 
 Document = dict[str, Any]

@@ -21,6 +21,7 @@ from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, Fault
 from distributary.operate.status import JobStatus, TriggersStatus, WorkerState, WorkerStatus, iso, workers
 from distributary.state import JobKind
+from distributary.store.outbox import Unpublished
 from distributary.store.pending import PendingGroups
 
 #: Seconds between two looks of `--watch`.
@@ -140,9 +141,18 @@ def _triggers(status: WorkerStatus) -> Iterator[RenderableType]:
         yield Text(f"  triggers {names}: position {at}; {_distance(status.triggers)}")
         for gap in status.triggers.stream.gaps:
             yield Text(f"  unseen by triggers: changes from {iso(gap.since)} to {iso(gap.until)}", "red")
-    if status.outbox:
-        waits = "event waits" if status.outbox == 1 else "events wait"
-        yield Text(f"  outbox: {status.outbox:,} {waits} to be published")
+    yield from _outbox(status.outbox)
+
+
+def _outbox(outbox: Unpublished) -> Iterator[Text]:
+    if outbox.waiting:
+        waits = "event waits" if outbox.waiting == 1 else "events wait"
+        size = f", {outbox.bytes / 1e6:,.1f} MB" if outbox.bytes > 1e5 else ""
+        yield Text(f"  outbox: {outbox.waiting:,} {waits} to be published{size}")
+    if outbox.refused:
+        events = "event" if outbox.refused == 1 else "events"
+        cure = "`distributary dead-letters list` shows them"
+        yield Text(f"  outbox: {outbox.refused:,} {events} that cannot be published; {cure}", "red")
 
 
 def _headline(status: WorkerStatus) -> Text:

@@ -69,6 +69,11 @@ class Changed:
         if collection in self._published:
             self.keys[collection][identity(key)] = key
 
+    def note_all(self, collection: str, keys: Iterable[Any]) -> None:
+        """Note some records."""
+        for key in keys:
+            self.note(collection, key)
+
     def note_plan(self, plan: Plan) -> None:
         """Note what a plan writes and removes."""
         for written in (plan.inserts, plan.replaces) if self._published else ():
@@ -76,8 +81,7 @@ class Changed:
                 for record, _ in writes:
                     self.note(collection, record.key)
         for collection, keys in plan.deletes.items() if self._published else ():
-            for key in keys:
-                self.note(collection, key)
+            self.note_all(collection, keys)
 
     def note_desired(self, desired: Iterable[Desired]) -> None:
         """Note what documents yield, changed or not."""

@@ -80,8 +80,8 @@ class Work:
     """What is committed together; `retry` says that it was parked before, `due` what is to be tried again.
 
     Where collections have shadows, records go into both, or into the shadows `alone`. `wanted` refuses to commit a job
-    that was cancelled. With `defer`, groups of rollups are left pending. What changes is published unless it is `silent`, and
-    with `states` what does not change as well.
+    that was cancelled. With `defer`, groups of rollups are left pending. What changes is published unless it is
+    `silent`, and with `states` what does not change as well.
     """
 
     desired: Sequence[Desired]
@@ -523,7 +523,11 @@ class Committer:
         return Finished(letters, resolved, checkpoint, put)
 
     def put(
-        self, events: Sequence[Event], states: Sequence[RecordState], checkpoint: Checkpoint, session: ClientSession
+        self,
+        events: Sequence[Event],
+        states: Sequence[RecordState],
+        checkpoint: Checkpoint,
+        session: ClientSession,
     ) -> Put:
         """Put what is to be published into the outbox, in the transaction that saves a checkpoint."""
         if not (events or states):

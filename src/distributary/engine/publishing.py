@@ -8,9 +8,11 @@ from typing import NamedTuple
 from pymongo.errors import PyMongoError
 from tenacity import Retrying, retry_if_result, stop_when_event_set, wait_random_exponential
 
+from distributary.engine.commit import Committer
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.log import get_logger
 from distributary.ports import Held, Outbox, Publisher, Sent, Waiting
+from distributary.state import Job
 
 log = get_logger()
 
@@ -24,6 +26,12 @@ IDLE_SECONDS = 1.0
 #: Seconds between two tries while messages are not confirmed, at most.
 MOST_SECONDS = 10.0
 
+#: How long the worker waits at a time while too much waits to be published, in seconds.
+FULL_SECONDS = 0.1
+
+#: Records in one slice of a job that publishes a collection.
+SLICE = 2000
+
 #: How long a send that is under way is waited for at the end, in seconds; what it confirms is published again.
 CLOSE_SECONDS = 3.0
 
@@ -33,6 +41,9 @@ class Bounds(NamedTuple):
 
     events: int
     bytes: int
+
+
+UNBOUNDED = Bounds(1 << 62, 1 << 62)
 
 
 class Backlog:
@@ -48,6 +59,11 @@ class Backlog:
     def held(self) -> Held:
         """What waits."""
         return self._held
+
+    def begin(self, held: Held) -> None:
+        """Begin with what is there."""
+        with self._lock:
+            self._held = held
 
     @property
     def is_full(self) -> bool:
@@ -86,7 +102,7 @@ class Publishing:
         self._patient = Retrying(
             retry=retry_if_result(bool),
             wait=wait_random_exponential(multiplier=0.2, max=MOST_SECONDS),
-            sleep=self._stop.wait,
+            sleep=self._pause,
             stop=stop_when_event_set(self._stop),
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
@@ -146,6 +162,9 @@ class Publishing:
             self._outbox.remove(done[0].id, done[-1].id)
             self._backlog.take(done)
 
+    def _pause(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+
     def _send(self, messages: Sequence[Waiting]) -> list[Waiting]:
         """Send messages, and give what is to be sent again; what never will be taken is kept as refused."""
         sent = self._publisher.send([each.message for each in messages])
@@ -168,24 +187,52 @@ class Publishing:
         self._failing = bool(left)
 
 
-class Gate:
-    """Lets the worker wait, visibly, while too much is not published."""
+class Outgoing:
+    """What the worker's loop knows of publishing; it waits, visibly, while too much is not published."""
 
-    def __init__(self, backlog: Backlog, wait: Callable[[float], object]) -> None:
+    def __init__(
+        self, backlog: Backlog, published: Publishing | None, wait: Callable[[float], object]
+    ) -> None:
         self._backlog = backlog
+        self._published = published
         self._wait = wait
-        self._closed = False
+        self._waits = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything is published that can be."""
+        return self._published is None or not self._backlog.held.events
 
     def is_open(self) -> bool:
-        """Whether more may be committed; waits for a moment where it may not."""
+        """Whether more may be committed; waits for a moment where it may not. Raises what publishing died of."""
+        if self._published is not None:
+            self._published.check()
         full = self._backlog.is_full
-        if full != self._closed:
-            self._closed = full
-            held = self._backlog.held
-            if full:
-                log.warning("waiting for publishing", events=held.events, bytes=held.bytes)
-            else:
-                log.info("going on", events=held.events, bytes=held.bytes)
+        if full != self._waits:
+            self._tell(full=full)
+        self._waits = full
         if full:
-            self._wait(0.1)
+            self._wait(FULL_SECONDS)
         return not full
+
+    def _tell(self, *, full: bool) -> None:
+        held = self._backlog.held
+        if full:
+            log.warning("waiting for publishing", events=held.events, bytes=held.bytes)
+        else:
+            log.info("going on", events=held.events, bytes=held.bytes)
+
+
+class Tellings:
+    """Carries out jobs that publish all records of a derived collection."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+
+    def taken(self, job: Job) -> Job:
+        """Give a job as it is to be gone on with."""
+        return job
+
+    def run(self, job: Job) -> Job:
+        """Publish the next records, and give the job as it is then."""
+        return self._committer.show(job, SLICE)

@@ -36,7 +36,11 @@ class _Sorted:
     def owners(self, refused: Iterable[tuple[Event, str]]) -> dict[Owner, str]:
         """Give whose events these are, with the reasons."""
         reasons = {(event.trigger, event.position): reason for event, reason in refused}
-        owners = {(event.trigger, event.position): each.desired.owner for each in self.effects for event in each.events}
+        owners = {
+            (event.trigger, event.position): each.desired.owner
+            for each in self.effects
+            for event in each.events
+        }
         return {owners[place]: reason for place, reason in reasons.items()}
 
 

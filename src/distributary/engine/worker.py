@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Event
 from time import monotonic
@@ -22,13 +22,14 @@ from distributary.change import identity
 from distributary.derive.collapse import Latest
 from distributary.derive.plan import Owner
 from distributary.derive.transform import Transform
-from distributary.engine import begin, gap
+from distributary.engine import begin, gap, publishing
 from distributary.engine.begin import Beginning, Wanted
 from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.pace import RATE, Limits, Pace
 from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
+from distributary.engine.publishing import Backlog, Outgoing, Publishing, Tellings
 from distributary.engine.rebuild import BUILDING, Rebuilds
 from distributary.engine.replay import Replays
 from distributary.engine.report import Report
@@ -38,7 +39,17 @@ from distributary.engine.slices import Slices
 from distributary.engine.triggers import Triggers, TriggersLost, TriggerTail, follow
 from distributary.errors import POSITION_CURE, ConfigurationError, Fault, PositionLost
 from distributary.log import get_logger
-from distributary.ports import Batch, Carrier, Changes, Documents, GroupReader, Shelf, Source, Start
+from distributary.ports import (
+    Batch,
+    Carrier,
+    Changes,
+    Documents,
+    GroupReader,
+    Publisher,
+    Shelf,
+    Source,
+    Start,
+)
 from distributary.state import Checkpoint, Job, JobKind
 
 log = get_logger()
@@ -75,6 +86,7 @@ class Settings:
     purge: bool
     resync: bool
     breaker: tuple[int, int]
+    outbox: publishing.Bounds = publishing.UNBOUNDED
 
     @property
     def slice_documents(self) -> int:
@@ -99,6 +111,7 @@ class Parts:
     groups: GroupReader | None = None
     rollups: Mapping[str, str] = field(default_factory=dict)
     triggers: Triggers | None = None
+    new_publisher: Callable[[], Publisher] | None = None
     is_tidy: Callable[[], bool] = lambda: True
     tidy: Callable[[ClientSession], None] = lambda _: None
 
@@ -122,6 +135,8 @@ class Worker:
         self._lost = self._triggers_lost = False
         self._losses = 0
         self._followed: Changes | None = None
+        self._backlog = Backlog(settings.outbox)
+        self._published: Publishing | None = None
 
     def run(self, goal: Goal) -> None:
         """Work until the goal is reached or the stop event is set; transient failures are waited out."""
@@ -134,8 +149,23 @@ class Worker:
             reraise=True,
         )
         with _collector_off():
-            while not self._stop.is_set() and not patient(self._tail, goal):
-                continue
+            self._backlog.begin(patient(self._parts.stores.outbox.held))
+            with self._publishing():
+                while not self._stop.is_set() and not patient(self._tail, goal):
+                    continue
+
+    @contextmanager
+    def _publishing(self) -> Iterator[None]:
+        """Publish beside the work, if anything is to be published."""
+        if self._parts.new_publisher is None:
+            yield
+            return
+        self._published = Publishing(self._parts.stores.outbox, self._parts.new_publisher(), self._backlog)
+        self._published.start()
+        try:
+            yield
+        finally:
+            self._published.close()
 
     def _pause(self, seconds: float) -> None:
         self._stop.wait(seconds)
@@ -149,7 +179,8 @@ class Worker:
         tail: _Tail | None = None
         try:
             committer = self._open(source)
-            tail = _Tail(self._parts, self._settings, committer, source, self._stop, self._followed)
+            outgoing = Outgoing(self._backlog, self._published, self._stop.wait)
+            tail = _Tail(self._parts, self._settings, committer, source, self._stop, outgoing, self._followed)
             tail.run(goal)
         except StreamEnded:
             return False
@@ -196,7 +227,8 @@ class Worker:
         self._parts.prepare()
         checkpoint, breaker = self._follow(beginning.checkpoint), Breaker(*self._settings.breaker)
         self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
-        committer = Committer(self._parts.stores, self._wanted.transforms, checkpoint, self._fence, breaker)
+        stores, told = self._parts.stores, self._backlog.add
+        committer = Committer(stores, self._wanted.transforms, checkpoint, self._fence, breaker, told)
         committer.begin(beginning.jobs, freed=beginning.freed)
         while not self._parts.is_tidy():
             committer.aside(self._parts.tidy)
@@ -270,9 +302,11 @@ class _Tail:
         committer: Committer,
         source: Source,
         stop: Event,
+        outgoing: Outgoing,
         followed: Changes | None = None,
     ) -> None:
         self._settings = settings
+        self._outgoing = outgoing
         self._committer = committer
         self._stop = stop
         self._derivation = Derivation(
@@ -292,6 +326,7 @@ class _Tail:
         self._rebuilds = Rebuilds(self._slices, parts.shelf, parts.draw)
         self._builds = Builds(committer, parts.rollups)
         self._draining = Draining(parts.groups, committer)
+        self._tellings = Tellings(committer)
         self._stores = parts.stores
         self._report = Report(parts.newest)
         self._names = [each.name for some in parts.by_source.values() for each in some]
@@ -329,6 +364,8 @@ class _Tail:
         return self._batches > 0
 
     def _step(self) -> None:
+        if not self._outgoing.is_open():
+            return
         prepared = self._pipeline.next(self._patience())
         if prepared is not None:
             self._take(prepared)
@@ -419,6 +456,8 @@ class _Tail:
             return self._replays
         if job.kind is JobKind.ROLLUP:
             return self._builds
+        if job.kind is JobKind.PUBLISH:
+            return self._tellings
         return self._slices if job.kind in {JobKind.BACKFILL, JobKind.DERIVE} else self._rebuilds
 
     def _leave(self) -> None:
@@ -462,7 +501,7 @@ class _Tail:
         if self._triggers is not None and not self._triggers.passed(goal.time):
             return False
         self._look()
-        done = self._is_idle() and self._draining.is_done
+        done = self._is_idle() and self._draining.is_done and self._outgoing.is_done
         if done:
             log.info("caught up")
         return done

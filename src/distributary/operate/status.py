@@ -19,7 +19,7 @@ from distributary.store.checkpoints import CHECKPOINTS, Checkpoints, from_docume
 from distributary.store.jobs import Jobs
 from distributary.store.lease import LEASES, Lease
 from distributary.store.letters import LETTERS
-from distributary.store.outbox import waiting
+from distributary.store.outbox import Unpublished, unpublished
 from distributary.store.pending import PendingGroups, count_pending
 
 
@@ -105,7 +105,7 @@ class WorkerStatus:
     slow: tuple[SlowTransform, ...] = ()
     left_behind: tuple[str, ...] = ()
     pending: PendingGroups = field(default_factory=PendingGroups)
-    outbox: int = 0
+    outbox: Unpublished = Unpublished()
     triggers: TriggersStatus | None = None
 
     def answer(self) -> dict[str, Any]:
@@ -127,7 +127,9 @@ class WorkerStatus:
             "slow_transforms": [each._asdict() for each in self.slow],
             "left_behind": list(self.left_behind),
             "pending_groups": self.pending._asdict(),
-            "outbox": self.outbox,
+            "outbox": self.outbox.waiting,
+            "outbox_bytes": self.outbox.bytes,
+            "unpublishable": self.outbox.refused,
             "triggers": self.triggers and self.triggers.answer(),
         }
 
@@ -176,7 +178,7 @@ def workers(
     stored = {each["_id"]: each for each in state[CHECKPOINTS].find({"position": {"$exists": True}})}
     names = sorted({name, *stored, *state[LEASES].distinct("_id")})
     letters = _dead_letters(state)
-    history, outbox = _history(raw), waiting(state)
+    history, outbox = _history(raw), unpublished(state)
     pending = count_pending(state)
     return [
         _Look(each, raw, state, registry if each == name else None, history, outbox).status(
@@ -219,7 +221,7 @@ class _Look:
     state: Database[Any]
     registry: Registry | None
     history: History
-    outbox: Mapping[str, int]
+    outbox: Mapping[str, Unpublished]
 
     def status(
         self,
@@ -247,7 +249,7 @@ class _Look:
             slow=holder.slow if holder is not None and alive else (),
             left_behind=self._left_behind(checkpoint),
             pending=pending,
-            outbox=self.outbox.get(self.name, 0),
+            outbox=self.outbox.get(self.name, Unpublished()),
             triggers=self._triggers(checkpoint),
         )
 

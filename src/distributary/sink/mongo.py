@@ -304,8 +304,8 @@ class MongoSink:
         taken out and the batch repeated, until those documents stand alone in the outcome.
         `foreign` are records that nobody may have written, or only in a future that is none; those that
         still are such are removed first. Groups of rollups that are touched become pending with `defer`, and where they
-        are too much for a transaction. With `states`, the outcome tells of published records that did not change, too. Raises `TooMuch` when what is stored for several documents is more than
-        may be held, and `ManyRefused`.
+        are too much for a transaction. With `states`, the outcome tells of published records that did not change, too.
+        Raises `TooMuch` when what is stored for several documents is more than may be held, and `ManyRefused`.
         """
         attempt = _Attempt(list(desired), foreign, unplugged, shadows, alone, states)
         if defer and self._rollups is not None:
@@ -487,8 +487,8 @@ class MongoSink:
                 if self._put_whole(collection, whole) and changed is not None:
                     changed.note(collection, whole.key)
             self._delete(collection, list(missing.values()))
-            for key in missing.values() if changed is not None else ():
-                changed.note(collection, key)
+            if changed is not None:
+                changed.note_all(collection, missing.values())
         self._note_groups(collection, keys, touched)
 
     def _put_whole(self, collection: str, whole: Whole) -> bool:
