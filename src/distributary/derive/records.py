@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bson import ObjectId, Regex, encode
 from bson.errors import BSONError
@@ -56,11 +56,15 @@ class DerivedCollection:
     """A collection of the derived database that transforms fill.
 
     `indexes`: each a field name or a list of them; a leading `-` means descending. A collection holds either records,
-    or shared records that are made of sections and items.
+    or shared records that are made of sections and items. `publish` names a topic that is told of every change of a
+    record, in `format`; the annotations of the class `model` say which columns a table of the records has.
     """
 
     name: str
     indexes: Sequence[IndexSpec] = field(default=())
+    publish: str | None = None
+    format: Literal["cloudevents", "bigquery"] = "cloudevents"
+    model: type | None = None
 
     def record(self, key: Any, fields: Mapping[str, Any]) -> Record:
         """Give a record of its own, stored as `{_id: key, **fields}`."""
