@@ -384,6 +384,7 @@ def test_the_group_has_exactly_the_verbs_of_the_contract() -> None:
         "jobs",
         "position",
         "trace",
+        "bigquery-schema",
         "new",
         "demo",
     ]

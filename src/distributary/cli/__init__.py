@@ -45,6 +45,9 @@ VERBS: dict[str, Verb] = {
     "trace": Verb(
         "distributary.cli.trace", "Show where a derived record comes from, or what a document became."
     ),
+    "bigquery-schema": Verb(
+        "distributary.cli.bigquery_schema", "Print the BigQuery table that holds a derived collection."
+    ),
     "new": Verb("distributary.cli.new", "Write a transform module and its test, to begin with."),
     "demo": Verb("distributary.cli.demo", "See it all at work on this machine, with a MongoDB of its own."),
 }
