@@ -34,6 +34,7 @@ from distributary.derive.shadows import shadowed, written
 from distributary.derive.trigger import Event as Published
 from distributary.derive.trigger import Seen
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
+from distributary.events.envelope import Message
 from distributary.parts import is_parts, parts_of, shared_of
 from distributary.ports import (
     Batch,
@@ -48,7 +49,6 @@ from distributary.ports import (
     Group,
     Held,
     Marked,
-    Message,
     Outcome,
     ParkedChange,
     Put,

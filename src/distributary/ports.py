@@ -15,7 +15,7 @@ from pymongo.client_session import ClientSession
 from distributary.change import Change, CollectionChange, Position, Version, decoded
 from distributary.derive.plan import Contest, Desired
 from distributary.derive.trigger import Event, Seen
-from distributary.events.envelope import Message as Message
+from distributary.events.envelope import Message
 from distributary.excerpt import key_of
 from distributary.state import Checkpoint, Job, Letter, LetterKey, LetterKind, ParkedLetter, SlowTransform
 

@@ -163,8 +163,9 @@ class TestMongoOutbox(OutboxContract):
         self.put(anew, transaction, 2, state("newer"))
         assert [each.message.ordering_key for each in anew.next(MUCH, MUCH)] == ["old", "new", "newer"]
 
+    @pytest.mark.usefixtures("small")
     def test_what_is_too_large_is_refused(
-        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction, small: None
+        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction
     ) -> None:
         """A record is kept as refused, without its data, and those behind it are published; an event is given back."""
         large = state("L", text="x" * 2000)
@@ -179,8 +180,9 @@ class TestMongoOutbox(OutboxContract):
             ((_, reason),) = put.refused
         assert "what is published to 'topic' has 2," in reason
 
+    @pytest.mark.usefixtures("small")
     def test_what_is_too_large_is_told_by_a_reference(
-        self, databases: Databases, transaction: Transaction, small: None
+        self, databases: Databases, transaction: Transaction
     ) -> None:
         """If that is configured: where the record is, in its place in the order."""
         outbox = mongo_outbox(databases, reference=True)

@@ -8,7 +8,8 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from distributary.ports import Message, Publisher, Sent
+from distributary.events.envelope import Message
+from distributary.ports import Publisher, Sent
 from distributary.pubsub.limits import path_of
 from distributary.pubsub.publisher import PubSubPublisher
 from tests.conftest import eventually

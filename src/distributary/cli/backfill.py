@@ -8,11 +8,12 @@ import click
 from bson import json_util
 
 from distributary.assemble import Assembled, connect, registry
-from distributary.cli.common import config_option, emit_json, json_option, open_config
+from distributary.cli.common import config_option, emit_json, json_option, open_config, publish_option
 from distributary.cli.following import follow
 from distributary.operate.backfill import backfills, part
 from distributary.operate.jobs import refuse_other_code
-from distributary.state import Job
+from distributary.operate.publishing import refuse_unpublished, tellings
+from distributary.state import Job, JobKind
 
 
 @click.command("backfill")
@@ -25,11 +26,14 @@ from distributary.state import Job
     metavar="JSON",
     help="Only documents that match this query, in Extended JSON; then nothing is removed whose source is gone.",
 )
-def command(config_path: Path | None, names: tuple[str, ...], only: str | None, *, as_json: bool) -> int:
+@publish_option
+def command(
+    config_path: Path | None, names: tuple[str, ...], only: str | None, *, publish: bool, as_json: bool
+) -> int:
     """Derive all existing documents, and remove derived records whose source is gone.
 
     The running worker does it between its batches, as a job that survives crashes and restarts; without one this
-    process takes the lease and does it. Ctrl-C leaves the job to the worker. Exits with 1 when a job was cancelled.
+    process takes the lease and does it. What changes is published, with --publish all records are. Ctrl-C leaves the job to the worker. Exits with 1 when a job was cancelled.
     """
     query = None if only is None else _query(only)
     config = open_config(config_path)
@@ -41,6 +45,9 @@ def command(config_path: Path | None, names: tuple[str, ...], only: str | None, 
         refuse_other_code(assembled, chosen)
         if query is not None:
             jobs = [part(databases.raw, _single(jobs), query)]
+        if publish:
+            refuse_unpublished(config, plugged, chosen)
+            jobs += tellings(plugged, chosen)
         done = follow(assembled, jobs, "Deriving", as_json=as_json)
     if as_json:
         emit_json({"jobs": [_answer(each) for each in done]})
@@ -75,6 +82,9 @@ def _answer(job: Job) -> dict[str, Any]:
 
 def _lines(done: Iterable[Job]) -> Iterable[str]:
     for job in done:
+        if job.kind is JobKind.PUBLISH:
+            yield f"{job.source}: {job.documents:,} records to be published"
+            continue
         names = ", ".join(job.transforms)
         counts = f"{job.documents:,} documents, {job.written:,} records written, {job.removed:,} removed"
         yield f"{job.source} through {names}: {counts}{', then cancelled' if job.cancelled else ''}"

@@ -25,6 +25,7 @@ __all__ = [
     "one_line",
     "open_config",
     "progress",
+    "publish_option",
 ]
 
 #: The version of the form of every `--json` answer.
@@ -56,6 +57,11 @@ def config_option(function: _F) -> _F:
 def json_option(function: _F) -> _F:
     """Add `--json`, given to the verb as `as_json: bool`, for `emit_json` and `progress`."""
     return click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for a program.")(function)
+
+
+def publish_option(function: _F) -> _F:
+    """Add `--publish`, given to the verb as `publish: bool`."""
+    return click.option("--publish", is_flag=True, help="Publish all records that it comes to.")(function)
 
 
 def open_config(path: Path | None) -> Config:

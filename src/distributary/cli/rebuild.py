@@ -7,11 +7,19 @@ from typing import Any
 import click
 
 from distributary.assemble import Assembled, connect, registry
-from distributary.cli.common import config_option, emit_json, json_option, one_line, open_config
+from distributary.cli.common import (
+    config_option,
+    emit_json,
+    json_option,
+    one_line,
+    open_config,
+    publish_option,
+)
 from distributary.cli.following import follow
 from distributary.config import Config
 from distributary.operate.backfill import refuse_unknown
 from distributary.operate.jobs import refuse_other_code
+from distributary.operate.publishing import refuse_unpublished, tellings
 from distributary.operate.rebuild import drop, rebuild
 from distributary.state import Job
 
@@ -35,10 +43,12 @@ _KINDS = ("changed", "added", "removed", "equal")
     is_flag=True,
     help="Drop collections that no transform names any more.",
 )
+@publish_option
 def command(
     config_path: Path | None,
     names: tuple[str, ...],
     *,
+    publish: bool,
     keep: bool,
     undo: bool,
     left_behind: bool,
@@ -48,10 +58,10 @@ def command(
 
     Readers see the old collections, whole, until each new one takes its place in one step. The running worker does
     it between its batches, as a job that survives crashes and restarts; without one this process takes the lease and
-    does it. Ctrl-C leaves the job to the worker, `distributary jobs cancel` ends it and leaves the live collections as
+    does it. Nothing is published unless it is asked for; then every record is. Ctrl-C leaves the job to the worker, `distributary jobs cancel` ends it and leaves the live collections as
     they are. Exits with 1 when it was cancelled or cannot be done.
     """
-    if left_behind == bool(names) or (left_behind and (keep or undo)) or (keep and undo):
+    if left_behind == bool(names) or (left_behind and (keep or undo or publish)) or (keep and undo):
         raise click.UsageError(
             "Give transforms, with --keep-previous or --undo, or --drop-left-behind alone."
         )
@@ -65,7 +75,10 @@ def command(
         job = rebuild(plugged, chosen, keep=keep, undo=undo)
         refuse_unknown(chosen, assembled.checkpoint())
         refuse_other_code(assembled, chosen)
-        (done,) = follow(assembled, [job], "Rebuilding", as_json=as_json)
+        if publish:
+            refuse_unpublished(config, plugged, chosen)
+        jobs = [job, *(tellings(plugged, chosen) if publish else ())]
+        done, *_ = follow(assembled, jobs, "Rebuilding", as_json=as_json)
     if as_json:
         emit_json(_answer(done))
     else:

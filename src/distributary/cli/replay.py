@@ -16,6 +16,7 @@ from distributary.cli.common import (
     one_line,
     open_config,
     progress,
+    publish_option,
 )
 from distributary.cli.following import follow
 from distributary.derive.transform import Transform
@@ -24,6 +25,7 @@ from distributary.operate.backfill import refuse_unknown
 from distributary.operate.comparison import Difference
 from distributary.operate.jobs import refuse_other_code
 from distributary.operate.positions import POSITIONS, Mark, mark_of
+from distributary.operate.publishing import refuse_unpublished
 from distributary.operate.replay import EFFECTS, DryRun, Forecast, replay
 from distributary.operate.status import iso
 from distributary.parts import told
@@ -39,14 +41,23 @@ _UNIT = "seconds of history"
 @click.option("--to", "until", metavar="POSITION", default="now", show_default=True, help="Where to end.")
 @click.option("--transform", "names", metavar="NAME", multiple=True, help="Only this transform; repeatable.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be written, changed and removed.")
+@publish_option
 def command(
-    config_path: Path | None, since: str, until: str, names: tuple[str, ...], *, dry_run: bool, as_json: bool
+    config_path: Path | None,
+    since: str,
+    until: str,
+    names: tuple[str, ...],
+    *,
+    dry_run: bool,
+    publish: bool,
+    as_json: bool,
 ) -> int:
     """Read a part of the history again, and derive every document that changed in it from its current state.
 
     The running worker does it between its batches, as a job that survives crashes and restarts; without one this
     process takes the lease and does it. The worker's own position stays where it is, nothing goes back to an older
-    state, and nothing that was deleted comes back. Exits with 1 when the job was cancelled, and with 4 when the
+    state, and nothing that was deleted comes back. Nothing is published unless it is asked for; then every record is that
+    the replay comes to, under the id that it was published with before. Exits with 1 when the job was cancelled, and with 4 when the
     history no longer reaches back so far.
     """
     config = open_config(config_path)
@@ -60,7 +71,9 @@ def command(
         if dry_run:
             return _forecast(assembled, chosen, span, as_json=as_json)
         refuse_other_code(assembled, chosen)
-        job = replay(databases.raw, chosen, *span)
+        if publish:
+            refuse_unpublished(config, plugged, chosen)
+        job = replay(databases.raw, chosen, *span, publish=publish)
         (done,) = follow(assembled, [job], "Replaying", _UNIT, as_json=as_json)
     if as_json:
         emit_json(_answer(done))

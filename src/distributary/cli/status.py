@@ -147,8 +147,7 @@ def _triggers(status: WorkerStatus) -> Iterator[RenderableType]:
 def _outbox(outbox: Unpublished) -> Iterator[Text]:
     if outbox.waiting:
         waits = "event waits" if outbox.waiting == 1 else "events wait"
-        size = f", {outbox.bytes / 1e6:,.1f} MB" if outbox.bytes > 1e5 else ""
-        yield Text(f"  outbox: {outbox.waiting:,} {waits} to be published{size}")
+        yield Text(f"  outbox: {outbox.waiting:,} {waits} to be published")
     if outbox.refused:
         events = "event" if outbox.refused == 1 else "events"
         cure = "`distributary dead-letters list` shows them"

@@ -27,7 +27,14 @@ NAMED = 10
 EFFECTS = {Kind.MISSING: "write", Kind.STALE: "change", Kind.ORPHANED: "remove"}
 
 
-def replay(raw: Database[Any], transforms: Mapping[str, Transform], since: Mark, until: Mark) -> Job:
+def replay(
+    raw: Database[Any],
+    transforms: Mapping[str, Transform],
+    since: Mark,
+    until: Mark,
+    *,
+    publish: bool = False,
+) -> Job:
     """Give the job that derives again what changed from one mark to a later one; raises `PositionLost`."""
     sources = sorted({each.source for each in transforms.values()})
     stream = lean(raw, sources)
@@ -39,7 +46,14 @@ def replay(raw: Database[Any], transforms: Mapping[str, Transform], since: Mark,
     span = (since.time, max(until.time, since.time))
     names = tuple(sorted(transforms))
     return Job(
-        None, JobKind.REPLAY, ", ".join(sources), names, "asked for", after=(position.token,), span=span
+        None,
+        JobKind.REPLAY,
+        ", ".join(sources),
+        names,
+        "asked for",
+        after=(position.token,),
+        span=span,
+        publish=publish,
     )
 
 

@@ -105,7 +105,7 @@ class WorkerStatus:
     slow: tuple[SlowTransform, ...] = ()
     left_behind: tuple[str, ...] = ()
     pending: PendingGroups = field(default_factory=PendingGroups)
-    outbox: Unpublished = Unpublished()
+    outbox: Unpublished = field(default_factory=Unpublished)
     triggers: TriggersStatus | None = None
 
     def answer(self) -> dict[str, Any]:

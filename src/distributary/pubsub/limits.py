@@ -2,7 +2,7 @@
 
 import re
 
-from distributary.ports import Message
+from distributary.events.envelope import Message
 
 #: Of a request to publish, and so of a message with all that belongs to it. Google's library refuses more itself.
 MAX_BYTES = 10_000_000

@@ -19,7 +19,8 @@ from google.cloud.pubsub_v1.types import (
 )
 from google.pubsub_v1 import PublisherClient as Requests
 
-from distributary.ports import Message, Sent
+from distributary.events.envelope import Message
+from distributary.ports import Sent
 from distributary.pubsub.client import open_client
 from distributary.pubsub.limits import path_of, refusal
 

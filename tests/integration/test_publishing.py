@@ -1,0 +1,267 @@
+"""What a worker publishes, through Google's emulator."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+
+import grpc
+import pytest
+from bson import json_util
+
+from tests.conftest import Databases, eventually
+from tests.faulty import Fault, FaultyPubSub, faulty
+from tests.harness import Harness
+from tests.pubsub import PROJECT, Emulator, Received, emulator_of_the_module
+
+__all__ = ["emulator_of_the_module"]
+
+MODULE = """
+    from distributary import DerivedCollection, Publish, transform, trigger
+
+    lines = DerivedCollection("lines", publish="LINES")
+    customer = DerivedCollection("customer", publish="CUSTOMER")
+    silent = DerivedCollection("silent")
+
+    @transform("orders")
+    def orders(order):
+        yield silent.record(order["_id"], {"of": order["customer"]})
+        for number, sku in enumerate(order["skus"]):
+            yield lines.record({"order": order["_id"], "line": number}, {"sku": sku})
+        yield customer.item(order["customer"], "orders", order["_id"], {"skus": len(order["skus"])})
+
+    @transform("users")
+    def users(user):
+        yield customer.section(user["_id"], "profile", {"name": user["name"]})
+
+    @trigger("orders", operations=["delete"])
+    def undone(change):
+        yield Publish("EVENTS", {"order": change.key}, ordering_key=str(change.key))
+"""
+
+
+def event_of(message: Received) -> dict[str, Any]:
+    """Read a message as a CloudEvent in structured mode."""
+    event: dict[str, Any] = json.loads(message.data)
+    assert event["specversion"] == "1.0"
+    return event
+
+
+def applied(messages: list[Received]) -> dict[Any, Any]:
+    """Give what somebody has who applies the events of one collection, the key as text."""
+    found: dict[str, Any] = {}
+    for event in map(event_of, messages):
+        if event["type"] == "distributary.record.deleted":
+            found.pop(event["recordkey"], None)
+        else:
+            found[event["recordkey"]] = json_util.loads(json.dumps(event["data"]))
+    return found
+
+
+def stored(databases: Databases, name: str) -> dict[Any, Any]:
+    """Give a derived collection in the same form."""
+    found = {}
+    for each in databases.derived[name].find({}, {"_src": 0}):
+        key = json_util.dumps(each["_id"], json_options=json_util.CANONICAL_JSON_OPTIONS)
+        found[key.replace(": ", ":").replace(", ", ",")] = each
+    return found
+
+
+class Topics:
+    """Topics that only this test has, and what arrives there."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.names = {name: emulator.topic() for name in ("LINES", "CUSTOMER", "EVENTS")}
+        self.of = {name: emulator.subscribe(topic) for name, topic in self.names.items()}
+
+    def within(self, code: str) -> str:
+        """Give code with the topics' names."""
+        for name, topic in self.names.items():
+            code = code.replace(f'"{name}"', f'"{topic}"')
+        return code
+
+
+@pytest.fixture
+def topics(emulator: Emulator) -> Topics:
+    """Give fresh topics."""
+    return Topics(emulator)
+
+
+@pytest.fixture
+def harness(databases: Databases, tmp_path: Path, topics: Topics) -> Harness:
+    """Give a worker that publishes."""
+    modules = {"orders": topics.within(MODULE)}
+    return Harness(databases, tmp_path / "transformers", modules, {"pubsub.project": PROJECT})
+
+
+def order(number: int, customer: str = "C1", *skus: str) -> dict[str, Any]:
+    """Give a raw order."""
+    return {"_id": number, "customer": customer, "skus": list(skus)}
+
+
+def test_every_change_of_a_published_collection_arrives(
+    harness: Harness, topics: Topics, databases: Databases
+) -> None:
+    """Who applies the events has what is derived: backfilled, changed, moved and removed, records and shared ones."""
+    orders = databases.raw["orders"]
+    orders.insert_many([order(1, "C1", "a", "b"), order(2, "C2", "c")])
+    databases.raw["users"].insert_one({"_id": "C1", "name": "Ada"})
+    harness.catch_up()
+    with harness.running():
+        orders.update_one({"_id": 1}, {"$set": {"skus": ["b"], "customer": "C3"}})
+        orders.insert_one(order(3, "C1", "x"))
+        orders.delete_one({"_id": 2})
+        for name in ("lines", "customer"):
+            subscription = topics.of[name.upper()]
+            subscription.until(lambda got, name=name: applied(got) == stored(databases, name))
+    assert set(stored(databases, "customer")) == {'"C1"', '"C3"'}
+    (undone,) = topics.of["EVENTS"].until(len)
+    assert (event_of(undone)["data"], undone.ordering_key) == ({"order": 2}, "2")
+
+
+def test_nothing_waits_once_a_worker_has_caught_up(
+    harness: Harness, topics: Topics, databases: Databases
+) -> None:
+    """`--until-caught-up` ends when everything is confirmed, and what is not published is not kept."""
+    databases.raw["orders"].insert_many([order(number, "C", "a") for number in range(300)])
+    harness.catch_up()
+    assert databases.state["outbox"].count_documents({}) == 0
+    assert len(topics.of["LINES"].until(lambda got: len(got) >= 300)) == 300
+
+
+def test_what_does_not_change_is_not_published(
+    harness: Harness, topics: Topics, databases: Databases
+) -> None:
+    """A document that yields the same again tells nobody anything."""
+    databases.raw["orders"].insert_one(order(1, "C1", "a"))
+    harness.catch_up()
+    databases.raw["orders"].update_one({"_id": 1}, {"$set": {"other": 1}})
+    databases.raw["orders"].insert_one(order(2, "C1", "b"))
+    harness.catch_up()
+    lines = topics.of["LINES"].until(lambda got: len(got) >= 2)
+    assert [event_of(each)["data"]["sku"] for each in lines] == ["a", "b"]
+
+
+def run(harness: Harness, *arguments: str) -> str:
+    """Run a verb, and give what it says."""
+    process = harness.process(*arguments, stdout=PIPE)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return str(said)
+
+
+def test_replays_publish_nothing_unless_they_are_asked(
+    harness: Harness, topics: Topics, databases: Databases
+) -> None:
+    """When they are, each record comes under the id that it had the first time."""
+    databases.raw["orders"].insert_many([order(number, "C", "a") for number in range(3)])
+    harness.catch_up()
+    first = list(topics.of["LINES"].until(lambda got: len(got) >= 3))
+    databases.raw["orders"].update_one({"_id": 0}, {"$set": {"skus": ["changed"]}})
+    harness.catch_up()
+    topics.of["LINES"].until(lambda got: len(got) >= 4)
+    run(harness, "replay", "--from", "oldest")
+    run(harness, "replay", "--from", "oldest", "--publish")
+    again = topics.of["LINES"].until(lambda got: len(got) >= 7)[4:]
+    ids = {
+        event_of(each)["subject"]: event_of(each)["id"] for each in [*first, *topics.of["LINES"].received[:4]]
+    }
+    assert {event_of(each)["subject"]: event_of(each)["id"] for each in again} == ids
+
+
+def test_all_records_are_published_on_request(harness: Harness, topics: Topics, databases: Databases) -> None:
+    """A backfill that changes nothing publishes nothing, and with --publish every record; a rebuild just so."""
+    databases.raw["orders"].insert_many([order(number, "C", "a") for number in range(3)])
+    harness.catch_up()
+    topics.of["LINES"].until(lambda got: len(got) >= 3)
+    run(harness, "backfill", "--transform", "orders")
+    assert "3 records to be published" in run(harness, "backfill", "--transform", "orders", "--publish")
+    topics.of["LINES"].until(lambda got: len(got) >= 6)
+    run(harness, "rebuild", "orders", "users")
+    run(harness, "rebuild", "orders", "users", "--publish")
+    assert len(topics.of["LINES"].until(lambda got: len(got) >= 9)) == 9
+
+
+@pytest.fixture
+def service() -> Iterator[FaultyPubSub]:
+    """Give a Pub/Sub that fails on demand."""
+    topics = [f"projects/{PROJECT}/topics/{name}" for name in ("LINES", "CUSTOMER", "EVENTS")]
+    with faulty(*topics) as service:
+        yield service
+
+
+@pytest.fixture
+def bounded(databases: Databases, tmp_path: Path, service: FaultyPubSub) -> Harness:
+    """Give a worker with a small outbox, which publishes there."""
+    assert service.topics
+    settings = {"pubsub.project": PROJECT, "pubsub.outbox_events": "50", "worker.batch_changes": "10"}
+    return Harness(databases, tmp_path / "transformers", {"orders": MODULE}, settings)
+
+
+def test_the_worker_waits_while_too_much_waits(
+    bounded: Harness, service: FaultyPubSub, databases: Databases
+) -> None:
+    """Derived collections stay current up to the bound, then nothing is committed; behind the outage all arrives."""
+    orders, outbox = databases.raw["orders"], databases.state["outbox"]
+    with bounded.running():
+        orders.insert_one(order(0, "C0", "a"))
+        eventually(lambda: applied(service.of("LINES")) == stored(databases, "lines") != {})
+        service.stop()
+        orders.insert_many([order(number, f"C{number % 7}", "a") for number in range(1, 20)])
+        eventually(lambda: databases.derived["lines"].count_documents({}) == 20)
+        orders.insert_many([order(number, f"C{number % 7}", "a") for number in range(20, 200)])
+        eventually(lambda: outbox.count_documents({}) >= 50)
+        status = json.loads(run(bounded, "status", "--json"))["workers"][0]
+        assert status["outbox"] >= 50
+        assert databases.derived["lines"].count_documents({}) < 200
+        service.start()
+        eventually(lambda: databases.derived["lines"].count_documents({}) == 200)
+        for name in ("lines", "customer"):
+            eventually(lambda name=name: applied(service.of(name.upper())) == stored(databases, name))
+    assert outbox.count_documents({}) == 0
+
+
+def test_a_message_that_is_refused_is_kept(
+    bounded: Harness, service: FaultyPubSub, databases: Databases
+) -> None:
+    """The others are published; it is told of, with the reason, and published when it is tried again."""
+    service.refuses = lambda message: b"!bad!" in message.data
+    databases.raw["orders"].insert_many([order(1, "C1", "a"), order(2, "C1", "!bad!"), order(3, "C1", "b")])
+    bounded.catch_up()
+    assert [event_of(each)["data"]["sku"] for each in service.of("LINES")] == ["a", "b"]
+    status = json.loads(run(bounded, "status", "--json"))["workers"][0]
+    assert (status["outbox"], status["unpublishable"]) == (0, 1)
+
+
+def test_events_of_a_key_stay_in_order_when_requests_fail(
+    bounded: Harness, service: FaultyPubSub, databases: Databases
+) -> None:
+    """Whatever fails, nobody gets an older state of a record behind a newer one that was not there before."""
+    codes = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL")
+    service.faults = [
+        Fault(getattr(grpc.StatusCode, code), times=2, accepted=accepted)
+        for code in codes
+        for accepted in (False, True)
+    ]
+    orders = databases.raw["orders"]
+    with bounded.running():
+        for number in range(60):
+            changed = {"$set": {"customer": f"C{number % 3}", "skus": [str(number)]}}
+            orders.update_one({"_id": number % 5}, changed, upsert=True)
+        for name in ("lines", "customer"):
+            eventually(lambda name=name: applied(service.of(name.upper())) == stored(databases, name) != {})
+    assert not service.faults
+    for name in ("LINES", "CUSTOMER"):
+        assert_in_order(service.of(name))
+
+
+def assert_in_order(messages: list[Received]) -> None:
+    """Fail if a message is older than one before it of its key, and was not there before."""
+    newest: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for event in map(event_of, messages):
+        key, sequence = event["recordkey"], event["sequence"]
+        assert seen.setdefault(sequence, event["id"]) == event["id"], "one event has one id"
+        assert sequence >= newest.get(key, "") or event["id"] in set(seen.values())
+        newest[key] = max(sequence, newest.get(key, ""))
