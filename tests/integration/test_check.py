@@ -28,6 +28,20 @@ MODULE = """
 """
 
 
+#: One trigger looks at what was before a change, the other one at what came after it.
+TRIGGERS = """
+    from distributary import Publish, trigger
+
+    @trigger("orders", operations=["delete"])
+    def earlier(change):
+        yield Publish("orders", change.before)
+
+    @trigger("orders", operations=["update"])
+    def later(change):
+        yield Publish("orders", change.document)
+"""
+
+
 class Checked(NamedTuple):
     """What `check --json` said."""
 
@@ -60,9 +74,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         yield running
 
 
-def check(harness: Harness) -> Checked:
+def check(harness: Harness, *options: str) -> Checked:
     """Run `check --json`."""
-    with harness.process("check", "--json", stdout=PIPE) as process:
+    with harness.process("check", "--json", *options, stdout=PIPE) as process:
         out, _ = process.communicate(timeout=90)
     answer = json.loads(out)
     assert answer["schema"] == 1
@@ -109,6 +123,46 @@ def test_a_lost_position_is_a_warning(harness: Harness) -> None:
     harness.databases.state.checkpoints.update_one({"_id": "default"}, ago)
     (told,) = [each for each in check(harness).of("warning") if each.startswith("position: ")]
     assert "is lost: the history reaches back to" in told
+
+
+def test_the_triggers_position_is_looked_at_by_itself(harness: Harness) -> None:
+    """It may be lost while the worker's is not; of what triggers did not see, nothing is derived again."""
+    harness.write({"watching": TRIGGERS})
+    harness.catch_up()
+    assert any(each.startswith("triggers' position: ") for each in check(harness).of("ok"))
+    ago = {"$set": {"triggers.position.time": Timestamp(1, 1)}}
+    harness.databases.state.checkpoints.update_one({"_id": "default"}, ago)
+    checked = check(harness)
+    (lost,) = [each for each in checked.findings if each["subject"] == "triggers' position"]
+    assert "is lost: the history reaches back to" in lost["message"]
+    assert "`status` names what they did not see" in lost["cure"]
+    assert any(each.startswith("position: ") for each in checked.of("ok"))
+
+
+def test_a_checkpoint_of_another_source_is_a_fault(harness: Harness) -> None:
+    """Its position means nothing here, whatever its time, and no worker would start with it."""
+    harness.catch_up()
+    other = {"$set": {"source.set_name": "elsewhere"}}
+    harness.databases.state.checkpoints.update_one({"_id": "default"}, other)
+    checked = check(harness)
+    checked.assert_fault(2, "'default' reads elsewhere/")
+    assert not any("is in the history" in each for each in checked.of("ok"))
+
+
+def test_images_are_switched_on_for_all_who_want_them(harness: Harness) -> None:
+    """Triggers that want what was before are named, and those that want what came after, too."""
+    harness.write({"watching": TRIGGERS})
+    assert any("'earlier', 'later'" in each for each in check(harness, "--fix").of("ok"))
+
+
+def test_a_collection_to_come_is_told_how_to_get_images_later(harness: Harness) -> None:
+    """Nothing is created for it: with and without `--fix` the cure is to run it once the collection is there."""
+    harness.write({"watching": TRIGGERS})
+    harness.databases.raw.drop_collection("orders")
+    for options in ([], ["--fix"]):
+        (told,) = [each for each in check(harness, *options).findings if each["subject"] == "images"]
+        assert "does not exist yet" in told["message"]
+        assert "`distributary check --fix` once it is there" in told["cure"]
 
 
 def test_unsuitable_sources_are_faults(harness: Harness) -> None:
