@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any, NamedTuple
@@ -327,18 +327,40 @@ def test_each_missing_privilege_is_named(harness: Harness, server: Secured, acti
     check(harness).assert_fault(3, action, "lacks")
 
 
-def test_privileges_on_each_derived_collection_will_do(harness: Harness, server: Secured) -> None:
-    """Nobody has to grant more than the collections that are written."""
-    databases = harness.databases
-    privileges = privileges_of(harness, optional=True)
-    whole = next(each for each in privileges if each["resource"].get("db") == databases.derived.name)
-    privileges.remove(whole)
-    privileges += [
-        {"resource": {"db": databases.derived.name, "collection": name}, "actions": whole["actions"]}
-        for name in harness.registry.collections
+def on_each(names: Iterable[str], privileges: list[dict[str, Any]], database: str) -> list[dict[str, Any]]:
+    """Grant what is granted on a database on these collections of it, but for what is never granted on one."""
+    whole = [each for each in privileges if each["resource"].get("db") == database]
+    rest = [each for each in privileges if each not in whole]
+    listing = [each for each in whole if each["actions"] == ["listCollections"]]
+    narrow = [
+        {"resource": {"db": database, "collection": name}, "actions": each["actions"]}
+        for name in names
+        for each in whole
+        if each not in listing
     ]
+    return rest + listing + narrow
+
+
+def test_privileges_on_each_derived_collection_will_do(harness: Harness, server: Secured) -> None:
+    """To write, nobody has to grant more than what is written; that a rebuild needs more is told."""
+    derived = harness.databases.derived.name
+    privileges = on_each(harness.registry.collections, privileges_of(harness, optional=False), derived)
     use(harness, server, server.user("each", privileges))
-    assert check(harness).code == 0
+    checked = check(harness)
+    assert checked.code == 0
+    assert any(f"on database {derived}, to rebuild" in each for each in checked.of("warning"))
+    harness.catch_up()
+    assert server.admin[derived].orders_by_code.count_documents({}) == 1
+
+
+def test_privileges_on_each_state_collection_will_not_do(harness: Harness, server: Secured) -> None:
+    """Which collections there will be is not known before, so that a worker that may not make them cannot start."""
+    state = harness.databases.state.name
+    kept = ("checkpoints", "jobs", "leases", "dead_letters", "pending", "outbox")
+    use(harness, server, server.user("kept", on_each(kept, privileges_of(harness, optional=False), state)))
+    check(harness).assert_fault(
+        3, "lacks", "insert, update, remove, createCollection", f"on database {state}"
+    )
 
 
 def test_a_connection_without_a_user_is_refused(harness: Harness, server: Secured) -> None:

@@ -34,12 +34,7 @@ from distributary.sink.collections import refuse_unsuitable
 from distributary.sink.rollups import refuse_bad
 from distributary.source import deployment
 from distributary.state import Checkpoint
-from distributary.store.checkpoints import CHECKPOINTS, Checkpoints
-from distributary.store.jobs import JOBS
-from distributary.store.lease import LEASES
-from distributary.store.letters import LETTERS
-from distributary.store.outbox import OUTBOX
-from distributary.store.pending import PENDING
+from distributary.store.checkpoints import Checkpoints
 
 #: The oldest server that has what a worker builds on, such as snapshot reads at a cluster time.
 OLDEST_SERVER = (6, 0)
@@ -54,7 +49,6 @@ SAMPLE_BYTES = 32 * 1024 * 1024
 #: Seconds between the two runs of a sample, so that a clock read to the second shows.
 BETWEEN_RUNS = 1.1
 
-_STATE = (CHECKPOINTS, JOBS, LEASES, LETTERS, PENDING)
 #: What a worker does about a position that is lost, unless it may not.
 _DERIVED_AGAIN = "A worker derives everything again"
 _UNSEEN = "A worker calls triggers from the present on, and `status` names what they did not see"
@@ -245,10 +239,9 @@ class Preflight:
 
     def _derived_privileges(self) -> Found:
         names = self._names()
-        kept = (*_STATE, OUTBOX) if self.registry and self.registry.triggers else _STATE
         where = {
             Role.DERIVED: [Place(self.derived.name, name) for name in names] or [Place(self.derived.name)],
-            Role.STATE: [Place(self.state.name, name) for name in kept],
+            Role.STATE: [Place(self.state.name)],
         }
         yield from _privileges("derived privileges", self.derived, where)
 
