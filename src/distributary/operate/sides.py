@@ -75,7 +75,7 @@ class Moment:
     ) -> None:
         self._derived = derived.with_options(CODEC, ReadPreference.PRIMARY)
         self._state = state.with_options(CODEC, ReadPreference.PRIMARY)
-        self._session = session
+        self.session = session
         self.checkpoint = checkpoint
 
     @property
@@ -94,31 +94,33 @@ class Moment:
         """Give the records that a transform has stored for source keys in one derived collection."""
         for some in chunks(keys, QUERY_KEYS):
             query = {"_src.by": transform, "_src.key": {"$in": some}}
-            yield from read_records(self._in(collection), collection, query, self._session)
+            yield from read_records(self._in(collection), collection, query, self.session)
 
     def stored_under(self, keys: Sequence[Any], collection: str) -> Iterator[Stored]:
         """Give the records with these keys."""
         for some in chunks(keys, QUERY_KEYS):
-            yield from read_records(self._in(collection), collection, {"_id": {"$in": some}}, self._session)
+            yield from read_records(self._in(collection), collection, {"_id": {"$in": some}}, self.session)
 
     def _in(self, collection: str) -> Database[Any]:
         return self._state if is_parts(collection) else self._derived
 
-    def next_records(self, collection: str, after: tuple[Any, ...], limit: int) -> list[dict[str, Any]]:
-        """Give the next records behind a key, in the order of keys."""
+    def next_records(
+        self, collection: str, after: tuple[Any, ...], limit: int, fields: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Give the next records behind a key, or some fields of them, in the order of keys."""
         query = {"_id": {"$ne": after[0]}} if after else {}
-        found = self._derived[collection].find(query, limit=limit, session=self._session)
+        found = self._derived[collection].find(query, fields, limit=limit, session=self.session)
         found = found.hint([("_id", 1)]).sort("_id", 1)
         return list(found.min([("_id", after[0])]) if after else found)
 
     def records_under(self, collection: str, keys: Sequence[Any]) -> list[dict[str, Any]]:
         """Give the records with these keys."""
         storable = [key for key in keys if is_storable(key)]
-        return list(self._derived[collection].find({"_id": {"$in": storable}}, session=self._session))
+        return list(self._derived[collection].find({"_id": {"$in": storable}}, session=self.session))
 
     def wholes(self, collection: str, query: Mapping[str, Any]) -> Iterator[Whole]:
         """Put shared records together from those of their parts that match a query, in the order of keys."""
-        yield from assembled(read_parts(self._state, parts_of(collection), dict(query), self._session))
+        yield from assembled(read_parts(self._state, parts_of(collection), dict(query), self.session))
 
 
 class Compared(NamedTuple):
