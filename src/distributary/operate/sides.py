@@ -124,12 +124,13 @@ class Moment:
 
 
 class Compared(NamedTuple):
-    """What came of a slice: the number of records that were looked up, and the differences by owner.
+    """What came of a slice: the number of records that were looked up, so many of them parts, and the differences.
 
     `digests` has a number for each source document that differs, the same as long as the document is.
     """
 
     records: int
+    parts: int
     differences: Mapping[Owner, Sequence[Difference]]
     digests: Mapping[Identity, int]
 
@@ -150,15 +151,9 @@ class Sides:
         """The source's documents."""
         return Documents(self.raw)
 
-    @property
-    def records(self) -> Documents:
-        """The derived records, read in the same way."""
-        return Documents(self.derived)
-
-    @property
-    def parts(self) -> Documents:
-        """The parts of shared records, read in the same way."""
-        return Documents(self.state)
+    def reader(self, collection: str) -> Documents:
+        """Give what reads a collection of records or parts in the same way."""
+        return Documents(self.state if is_parts(collection) else self.derived)
 
     def holding(self, collection: str) -> Database[Any]:
         """Give the database that a collection of records or parts lies in; only what is durable is read."""
@@ -233,7 +228,7 @@ class Sides:
             for owner in differences
             if owner.identity in documents
         }
-        return Compared(comparison.records, differences, digests)
+        return Compared(comparison.records, comparison.parts, differences, digests)
 
     def _derived(
         self,
