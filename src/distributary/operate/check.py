@@ -257,10 +257,10 @@ class Preflight:
         return (*self.registry.collections, *self.registry.rollups) if self.registry else ()
 
     def _rollups(self) -> Found:
-        rollups = self.registry.rollups if self.registry else {}
-        if self.registry:
-            refuse_bad(self.derived, rollups, self.registry.places, passes)
-        for name, rollup in rollups.items():
+        if self.registry is None:
+            return
+        refuse_bad(self.derived, self.registry.rollups, self.registry.places, passes)
+        for name, rollup in self.registry.rollups.items():
             by = ", ".join(rollup.paths)
             told = f"{name} ({rollup.over.name} by {by}) is taken by the server"
             yield ok("rollups", f"{told}; fingerprint {rollup.fingerprint}.")
