@@ -24,7 +24,7 @@ from benchmarks.contenders import DISTRIBUTARY
 from benchmarks.long_list import SHORT, Cost
 from benchmarks.process import ROOT
 from benchmarks.reads import Reads
-from benchmarks.report import Stolen, keep, machine, table
+from benchmarks.report import Stolen, keep, machine, rates_row, ratio_row, table, verdict
 from benchmarks.server import Server, serve
 from benchmarks.shop import Shop
 from benchmarks.sides import VIEW, Side, Verified, both, verify
@@ -250,13 +250,8 @@ def _catchup_row(name: str, runs: Sequence[CatchUp]) -> Sequence[str]:
     def middle(figure: Callable[[CatchUp], float]) -> str:
         return f"{median(map(figure, runs)):,.0f}"
 
-    rates = [run.rate for run in runs]
     return (
-        name,
-        f"{runs[0].changes:,}",
-        str(len(runs)),
-        f"{median(rates):,.0f}",
-        f"{min(rates):,.0f}..{max(rates):,.0f}",
+        *rates_row(name, runs[0].changes, [run.rate for run in runs]),
         middle(lambda run: 1e6 * run.client_cpu / run.changes),
         middle(lambda run: 1e6 * run.server_cpu / run.changes),
         middle(lambda run: run.touched),
@@ -278,7 +273,7 @@ def _view(runs: Sequence[CatchUp]) -> str:
         return [f"{each:,.0f}" for each in (*differences, median(differences))]
 
     rows = [
-        (f"changes/s, {name} / {bare}", *(f"{each:.2f}" for each in (*ratios, median(ratios)))),
+        ratio_row(f"changes/s, {name} / {bare}", ratios),
         ("µs/touched customer, added", *added(lambda run: run.per_customer)),
         ("CPU µs/touched customer, added", *added(lambda run: run.cpu_per_customer)),
     ]
@@ -306,7 +301,7 @@ def _reads(found: Reads) -> str:
             each.name,
             f"{each.reads:,}",
             *(f"{figure:.2f}" for figure in (each.p50, each.p99, each.worst, each.p50 / first.p50)),
-            _state(found.wrong),
+            verdict(found.wrong),
         )
         for each in found.ways
     ]
@@ -346,15 +341,11 @@ def _verified(found: Sequence[Verified]) -> str:
             f"{each.documents:,}",
             f"{each.records:,}",
             "a sample" if each.sampled else "all",
-            _state(each.wrong),
+            verdict(each.wrong),
         )
         for each in found
     ]
     return table(header, rows)
-
-
-def _state(wrong: int) -> str:
-    return f"WRONG: {wrong:,}" if wrong else "equal"
 
 
 def _say(line: str) -> None:

@@ -56,18 +56,24 @@ def catchup_table(runs: Sequence[CatchUp]) -> str:
 
 
 def _catchup_row(name: str, runs: Sequence[CatchUp]) -> Row:
-    rates = [run.rate for run in runs]
     return (
-        name,
-        f"{runs[0].changes:,}",
-        str(len(runs)),
-        f"{median(rates):,.0f}",
-        f"{min(rates):,.0f}..{max(rates):,.0f}",
+        *rates_row(name, runs[0].changes, [run.rate for run in runs]),
         f"{median(run.whole_rate for run in runs):,.0f}",
         f"{median(run.client_cpu for run in runs):,.0f}",
         f"{median(run.server_cpu for run in runs):,.0f}",
         f"{max(run.peak_mb for run in runs):,.0f}",
-        _verdict(sum(run.wrong for run in runs)),
+        verdict(sum(run.wrong for run in runs)),
+    )
+
+
+def rates_row(name: str, changes: int, rates: Sequence[float]) -> Row:
+    """Give how many changes per second were caught up with, round by round, as the beginning of a row."""
+    return (
+        name,
+        f"{changes:,}",
+        str(len(rates)),
+        f"{median(rates):,.0f}",
+        f"{min(rates):,.0f}..{max(rates):,.0f}",
     )
 
 
@@ -77,14 +83,15 @@ def ratio_table(runs: Sequence[CatchUp]) -> str:
     rates = {(run.contender, run.round): run.rate for run in runs}
     others = [name for name, _ in _by_contender(runs) if name != OURS and (OURS, rounds[0]) in rates]
     rows = [
-        _ratio_row(other, [rates[OURS, number] / rates[other, number] for number in rounds])
+        ratio_row(f"{OURS} / {other}", [rates[OURS, number] / rates[other, number] for number in rounds])
         for other in others
     ]
     return table(("changes/s", *(f"round {number}" for number in rounds), "median"), rows) if rows else ""
 
 
-def _ratio_row(other: str, ratios: Sequence[float]) -> Row:
-    return (f"{OURS} / {other}", *(f"{ratio:.2f}" for ratio in ratios), f"{median(ratios):.2f}")
+def ratio_row(name: str, ratios: Sequence[float]) -> Row:
+    """Give a ratio of each round, and their median."""
+    return (name, *(f"{ratio:.2f}" for ratio in ratios), f"{median(ratios):.2f}")
 
 
 def latency_table(runs: Sequence[Latency]) -> str:
@@ -122,11 +129,12 @@ def _latency_row(name: str, runs: Sequence[Latency]) -> Row:
         middle(lambda run: run.server_cpu),
         f"{max(run.peak_mb for run in runs):,.0f}",
         str(max(run.unseen for run in runs)),
-        _verdict(sum(run.wrong for run in runs)),
+        verdict(sum(run.wrong for run in runs)),
     )
 
 
-def _verdict(wrong: int) -> str:
+def verdict(wrong: int) -> str:
+    """Say whether the final state is right."""
     return f"WRONG: {wrong:,}" if wrong else "equal"
 
 

@@ -129,8 +129,10 @@ _PRIVILEGES = """\
 # Privileges
 
 What the users in `source.uri` and `derived.uri` must be allowed to do. `distributary check` names what is missing.
-Without the optional ones a worker runs all the same, but for what the last column says. What is asked for on the
-derived and on the state database may be granted on each of their collections instead, but for `listCollections`.
+Without the optional ones a worker runs all the same, but for what the last column says. What is needed to write derived
+records may be granted on each derived collection instead. Everything else is needed on the database as a whole: the
+names of the collections that a rebuild fills are drawn, and the state database gets new collections as shared records
+come.
 
 | on | actions | optional | to |
 |---|---|---|---|
@@ -167,11 +169,15 @@ def _need(need: Need) -> str:
 
 def _create_role() -> str:
     granted = (
-        f"    {json.dumps({'resource': _RESOURCES[need.role][1], 'actions': need.actions})},\n"
-        for need in NEEDS
+        f"    {json.dumps({'resource': resource, 'actions': _actions(role)})},\n"
+        for role, (_, resource) in _RESOURCES.items()
     )
     head = 'db.getSiblingDB("admin").createRole({\n  role: "distributary",\n  privileges: [\n'
     return "".join([head, *granted, "  ],\n  roles: [],\n})\n"])
+
+
+def _actions(role: Role) -> list[str]:
+    return list(dict.fromkeys(action for need in NEEDS if need.role is role for action in need.actions))
 
 
 #: The generated pages and what writes them.

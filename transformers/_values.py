@@ -1,4 +1,4 @@
-"""What raw fields mean: numbers that may be text, places in any spelling."""
+"""What raw fields mean: numbers that may be text."""
 
 from decimal import Decimal
 from typing import Any
@@ -15,11 +15,3 @@ def whole(value: Any) -> int:
     if number % 1:
         raise ValueError(f"{value!r} is no whole number")
     return int(number)
-
-
-def one_spelling(name: Any) -> Any:
-    """Give the name of a place without needless white space, and not in capitals or small letters alone."""
-    if not isinstance(name, str):
-        return name
-    text = " ".join(name.split())
-    return text.title() if text.isupper() or text.islower() else text

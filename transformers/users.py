@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from distributary import DerivedCollection, Record, Section, transform
-from distributary.personal import plain_email, plain_phone
+from distributary.personal import plain_email, plain_phone, plain_place
 
-from ._values import one_spelling
 from .derived import customer
 
 contacts = DerivedCollection("customer_contacts", indexes=["value", "customer_id"])
@@ -33,7 +32,7 @@ def profile(user: dict[str, Any]) -> dict[str, Any]:
         "name": user.get("name"),
         "email": plain_email(user.get("email")),
         "phone": plain_phone(user.get("phone")),
-        "city": one_spelling(where.get("city")),
+        "city": plain_place(where.get("city")),
         "country": where.get("country"),
         "device": device.get("category"),
         "since": user.get("createdAt"),

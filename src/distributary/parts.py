@@ -30,8 +30,11 @@ def called(collection: str, key: Any) -> str:
 
 
 def told(collection: str, key: Any) -> dict[str, Any]:
-    """Name a record as JSON answers do; for a part, the shared record and in `part` what of it."""
+    """Name a record as JSON answers do; for a part, the shared record and in `part` what of it.
+
+    Without a collection no record is named, and the key is whatever it is.
+    """
     if not is_parts(collection):
-        return {"collection": collection, "key": key}
+        return {"collection": collection or None, "key": key}
     part = {"list": key["s"], "item": key["i"]} if "i" in key else {"section": key["s"]}
     return {"collection": shared_of(collection), "key": key["k"], "part": part}

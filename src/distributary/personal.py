@@ -13,9 +13,10 @@ import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from re import compile as pattern
+from typing import Any
 from unicodedata import normalize
 
-__all__ = ["KeyMissing", "mask_email", "mask_phone", "plain_email", "plain_phone", "pseudonym"]
+__all__ = ["KeyMissing", "mask_email", "mask_phone", "plain_email", "plain_phone", "plain_place", "pseudonym"]
 
 #: Hash and label of what tells two keys apart without telling either.
 _HASH, _LABEL, _DIGITS = "sha256", b"distributary: which key is this?", 16
@@ -74,6 +75,17 @@ def plain_phone(value: Value) -> str | None:
     if text.startswith("+"):
         return f"+{digits}"
     return f"+{digits[2:]}" if digits.startswith("00") else digits
+
+
+def plain_place(name: Any) -> Any:
+    """Give the name of a place without needless white space, and not in capitals or small letters alone.
+
+    None for empty text; what is no text is given as it is.
+    """
+    if not isinstance(name, str):
+        return name
+    text = " ".join(name.split())
+    return (text.title() if text.isupper() or text.islower() else text) or None
 
 
 def mask_email(value: Value) -> str | None:

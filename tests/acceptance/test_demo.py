@@ -111,6 +111,7 @@ def test_json_is_all_that_is_printed_to_standard_output(home: Path) -> None:
     assert answer["verification"]["equal"] is True
     assert len(answer["collections"]) == 12
     assert min(answer["collections"].values()) > 0
+    assert answer["verification"]["records"] == sum(answer["collections"].values())
     assert [len(query["answer"]) for query in answer["queries"]] == [3, 3]
     assert_a_day_was_shown(answer["customer"])
     assert VERIFIED.search(done.stderr)
@@ -130,6 +131,7 @@ def test_the_insurer_shows_a_holder_consent_and_an_abandoned_form(home: Path) ->
     assert answer["verification"]["equal"] is True
     assert len(answer["collections"]) == 13
     assert min(answer["collections"].values()) > 0
+    assert answer["verification"]["records"] == sum(answer["collections"].values())
     assert [len(query["answer"]) for query in answer["queries"]] == [3, 3]
     assert_a_members_day_was_shown(answer["customer"])
     assert nothing_is_left(home)

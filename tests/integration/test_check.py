@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any, NamedTuple
@@ -25,6 +25,20 @@ MODULE = """
     def tried(order):
         {body}
         yield parts.record(order["_id"], {{"is": order.get("is")}})
+"""
+
+
+#: One trigger looks at what was before a change, the other one at what came after it.
+TRIGGERS = """
+    from distributary import Publish, trigger
+
+    @trigger("orders", operations=["delete"])
+    def earlier(change):
+        yield Publish("orders", change.before)
+
+    @trigger("orders", operations=["update"])
+    def later(change):
+        yield Publish("orders", change.document)
 """
 
 
@@ -60,9 +74,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         yield running
 
 
-def check(harness: Harness) -> Checked:
+def check(harness: Harness, *options: str) -> Checked:
     """Run `check --json`."""
-    with harness.process("check", "--json", stdout=PIPE) as process:
+    with harness.process("check", "--json", *options, stdout=PIPE) as process:
         out, _ = process.communicate(timeout=90)
     answer = json.loads(out)
     assert answer["schema"] == 1
@@ -109,6 +123,46 @@ def test_a_lost_position_is_a_warning(harness: Harness) -> None:
     harness.databases.state.checkpoints.update_one({"_id": "default"}, ago)
     (told,) = [each for each in check(harness).of("warning") if each.startswith("position: ")]
     assert "is lost: the history reaches back to" in told
+
+
+def test_the_triggers_position_is_looked_at_by_itself(harness: Harness) -> None:
+    """It may be lost while the worker's is not; of what triggers did not see, nothing is derived again."""
+    harness.write({"watching": TRIGGERS})
+    harness.catch_up()
+    assert any(each.startswith("triggers' position: ") for each in check(harness).of("ok"))
+    ago = {"$set": {"triggers.position.time": Timestamp(1, 1)}}
+    harness.databases.state.checkpoints.update_one({"_id": "default"}, ago)
+    checked = check(harness)
+    (lost,) = [each for each in checked.findings if each["subject"] == "triggers' position"]
+    assert "is lost: the history reaches back to" in lost["message"]
+    assert "`status` names what they did not see" in lost["cure"]
+    assert any(each.startswith("position: ") for each in checked.of("ok"))
+
+
+def test_a_checkpoint_of_another_source_is_a_fault(harness: Harness) -> None:
+    """Its position means nothing here, whatever its time, and no worker would start with it."""
+    harness.catch_up()
+    other = {"$set": {"source.set_name": "elsewhere"}}
+    harness.databases.state.checkpoints.update_one({"_id": "default"}, other)
+    checked = check(harness)
+    checked.assert_fault(2, "'default' reads elsewhere/")
+    assert not any("is in the history" in each for each in checked.of("ok"))
+
+
+def test_images_are_switched_on_for_all_who_want_them(harness: Harness) -> None:
+    """Triggers that want what was before are named, and those that want what came after, too."""
+    harness.write({"watching": TRIGGERS})
+    assert any("'earlier', 'later'" in each for each in check(harness, "--fix").of("ok"))
+
+
+def test_a_collection_to_come_is_told_how_to_get_images_later(harness: Harness) -> None:
+    """Nothing is created for it: with and without `--fix` the cure is to run it once the collection is there."""
+    harness.write({"watching": TRIGGERS})
+    harness.databases.raw.drop_collection("orders")
+    for options in ([], ["--fix"]):
+        (told,) = [each for each in check(harness, *options).findings if each["subject"] == "images"]
+        assert "does not exist yet" in told["message"]
+        assert "`distributary check --fix` once it is there" in told["cure"]
 
 
 def test_unsuitable_sources_are_faults(harness: Harness) -> None:
@@ -273,18 +327,40 @@ def test_each_missing_privilege_is_named(harness: Harness, server: Secured, acti
     check(harness).assert_fault(3, action, "lacks")
 
 
-def test_privileges_on_each_derived_collection_will_do(harness: Harness, server: Secured) -> None:
-    """Nobody has to grant more than the collections that are written."""
-    databases = harness.databases
-    privileges = privileges_of(harness, optional=True)
-    whole = next(each for each in privileges if each["resource"].get("db") == databases.derived.name)
-    privileges.remove(whole)
-    privileges += [
-        {"resource": {"db": databases.derived.name, "collection": name}, "actions": whole["actions"]}
-        for name in harness.registry.collections
+def on_each(names: Iterable[str], privileges: list[dict[str, Any]], database: str) -> list[dict[str, Any]]:
+    """Grant what is granted on a database on these collections of it, but for what is never granted on one."""
+    whole = [each for each in privileges if each["resource"].get("db") == database]
+    rest = [each for each in privileges if each not in whole]
+    listing = [each for each in whole if each["actions"] == ["listCollections"]]
+    narrow = [
+        {"resource": {"db": database, "collection": name}, "actions": each["actions"]}
+        for name in names
+        for each in whole
+        if each not in listing
     ]
+    return rest + listing + narrow
+
+
+def test_privileges_on_each_derived_collection_will_do(harness: Harness, server: Secured) -> None:
+    """To write, nobody has to grant more than what is written; that a rebuild needs more is told."""
+    derived = harness.databases.derived.name
+    privileges = on_each(harness.registry.collections, privileges_of(harness, optional=False), derived)
     use(harness, server, server.user("each", privileges))
-    assert check(harness).code == 0
+    checked = check(harness)
+    assert checked.code == 0
+    assert any(f"on database {derived}, to rebuild" in each for each in checked.of("warning"))
+    harness.catch_up()
+    assert server.admin[derived].orders_by_code.count_documents({}) == 1
+
+
+def test_privileges_on_each_state_collection_will_not_do(harness: Harness, server: Secured) -> None:
+    """Which collections there will be is not known before, so that a worker that may not make them cannot start."""
+    state = harness.databases.state.name
+    kept = ("checkpoints", "jobs", "leases", "dead_letters", "pending", "outbox")
+    use(harness, server, server.user("kept", on_each(kept, privileges_of(harness, optional=False), state)))
+    check(harness).assert_fault(
+        3, "lacks", "insert, update, remove, createCollection", f"on database {state}"
+    )
 
 
 def test_a_connection_without_a_user_is_refused(harness: Harness, server: Secured) -> None:

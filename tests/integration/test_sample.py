@@ -4,14 +4,13 @@ from collections import Counter
 from itertools import pairwise
 from threading import Event
 from time import monotonic
-from types import ModuleType
 from typing import Any
 
 import pytest
 from bson import Timestamp
 from pymongo.database import Database
 
-from distributary.cli.play import PLAYS
+from distributary.cli.play import PLAYS, Sample
 from distributary.sample import insurance_life, retail
 from tests.conftest import Databases
 
@@ -21,19 +20,17 @@ Raw = Database[dict[str, Any]]
 
 
 @pytest.fixture(params=sorted(PLAYS))
-def sample(request: pytest.FixtureRequest) -> ModuleType:
+def sample(request: pytest.FixtureRequest) -> Sample:
     """Give each domain's functions."""
     return PLAYS[request.param].sample
 
 
-def content(sample: ModuleType, database: Raw) -> dict[str, list[dict[str, Any]]]:
+def content(sample: Sample, database: Raw) -> dict[str, list[dict[str, Any]]]:
     """Give every document of a raw database."""
-    return {name: list(database[name].find().sort("_id")) for name in sample.SIZES}
+    return {name: list(database[name].find().sort("_id")) for name in sample.sizes_at(1)}
 
 
-def live_for(
-    sample: ModuleType, database: Raw, writes: int, seed: int
-) -> tuple[Counter[str], list[Timestamp]]:
+def live_for(sample: Sample, database: Raw, writes: int, seed: int) -> tuple[Counter[str], list[Timestamp]]:
     """Apply a number of live writes and give what they were and when."""
     stop, times, operations = Event(), list[Timestamp](), Counter[str]()
 
@@ -47,18 +44,18 @@ def live_for(
     return operations, times
 
 
-def test_all_documents_are_loaded_and_progress_is_told(databases: Databases, sample: ModuleType) -> None:
+def test_all_documents_are_loaded_and_progress_is_told(databases: Databases, sample: Sample) -> None:
     """What `load` gives is what lies in the database, and progress ends with the whole."""
     told: list[tuple[int, int]] = []
     sizes = sample.load(databases.raw, 0.02, lambda done, whole: told.append((done, whole)))
     assert {name: databases.raw[name].count_documents({}) for name in sizes} == sizes
     assert sizes == sample.sizes_at(0.02)
-    assert sizes.keys() == sample.SIZES.keys()
+    assert sizes.keys() == sample.sizes_at(1).keys()
     assert told[-1] == (sum(sizes.values()), sum(sizes.values()))
 
 
 def test_live_writes_are_of_every_kind_and_depend_on_the_seed_alone(
-    databases: Databases, sample: ModuleType
+    databases: Databases, sample: Sample
 ) -> None:
     """There are inserts, updates, replaces and deletes, each later than the one before, the same every time."""
     ends = []
@@ -72,7 +69,7 @@ def test_live_writes_are_of_every_kind_and_depend_on_the_seed_alone(
     assert ends[0] != ends[2]
 
 
-def test_the_cluster_times_are_those_of_the_change_stream(databases: Databases, sample: ModuleType) -> None:
+def test_the_cluster_times_are_those_of_the_change_stream(databases: Databases, sample: Sample) -> None:
     """A reader that has reached the last time that was told has seen every write."""
     sample.load(databases.raw, 0.01)
     with databases.raw.watch() as stream:
@@ -104,14 +101,14 @@ def test_the_rate_is_kept(databases: Databases) -> None:
     assert times[-1] - times[0] > 0.9 * 25 / 50
 
 
-def test_life_goes_on_after_a_story(databases: Databases, sample: ModuleType) -> None:
+def test_life_goes_on_after_a_story(databases: Databases, sample: Sample) -> None:
     """What a story inserted is in nobody's way."""
     sample.load(databases.raw, 0.01)
     assert list(sample.story(databases.raw, sample.somebody(databases.raw)))
     assert live_for(sample, databases.raw, 100, seed=1)[0].total() == 100
 
 
-def test_the_smallest_data_set_has_somebody_with_a_story(databases: Databases, sample: ModuleType) -> None:
+def test_the_smallest_data_set_has_somebody_with_a_story(databases: Databases, sample: Sample) -> None:
     """Also where nobody has a few orders, or consents to all of it."""
     sample.load(databases.raw, 0.0001)
     databases.raw["members"].update_many({}, {"$unset": {"consent": ""}})

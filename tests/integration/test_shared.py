@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bson import Decimal128
 
+from distributary.operate.verify import Verification, Verifier
 from tests.conftest import Databases, eventually
 from tests.harness import Harness
 
@@ -325,6 +326,44 @@ def test_damage_is_found_and_repaired(harness: Harness, damage: str, *, alive: b
         assert repaired["repaired"], repaired
         assert json.loads(said(harness, "verify", "--json"))["equal"]
     harness.assert_equal()
+
+
+def verified(harness: Harness, sample: int = 0) -> Verification:
+    """Verify in this process."""
+    with harness.assembled() as assembled:
+        transforms = assembled.registry.transforms
+        return Verifier(assembled.sides(), transforms, assembled.watch(), sample=sample).run()
+
+
+def test_a_shared_record_is_one_record_whatever_its_parts(harness: Harness) -> None:
+    """`verify` counts what is in the derived collection, and what should be; parts are not counted beside it."""
+    filled(harness)
+    stored = harness.databases.derived.customer.count_documents({})
+    assert 0 < stored < harness.databases.state["parts/customer"].count_documents({})
+    assert verified(harness).records == stored
+    DAMAGES["a record was removed"](harness.databases)
+    DAMAGES["a record was added"](harness.databases)
+    assert verified(harness).records == stored
+
+
+def test_a_sample_is_of_shared_records_too(harness: Harness) -> None:
+    """As many are compared as were drawn, by their own keys and by their parts', and no more."""
+    harness.databases.raw.users.insert_many([user(number) for number in range(60)])
+    harness.catch_up()
+    found = verified(harness, sample=5)
+    assert found.equal
+    assert found.documents == 5
+    assert 5 <= found.records <= 10
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_sample_of_all_finds_every_damage(harness: Harness, damage: str) -> None:
+    """A sample as large as what there is finds what a full verification finds."""
+    filled(harness)
+    DAMAGES[damage](harness.databases)
+    full, sample = verified(harness), verified(harness, sample=1000)
+    assert not full.equal
+    assert sorted(sample.differences, key=repr) == sorted(full.differences, key=repr)
 
 
 def test_a_list_that_a_hand_removed_is_back_with_the_next_change(harness: Harness) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 from pymongo.database import Database
 
+from distributary.assemble import Assembled
+from distributary.derive.plan import Stored
 from distributary.engine.rollups import rollup_job
 from distributary.operate.jobs import carry_out
+from distributary.operate.trace import Agreement, GroupTrace, Tracer
 from distributary.operate.verify import Verification, Verifier
 from distributary.state import Job, JobKind
 from distributary.store.jobs import Jobs
@@ -166,6 +169,43 @@ def _build() -> Job:
     job = rollup_job("customer_spend", "behind a rebuild")
     assert job.kind is JobKind.ROLLUP
     return job
+
+
+def test_a_group_is_traced_as_of_one_moment(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker commits while a group is traced does not make it differ: all of it is read at one moment."""
+    read = Tracer._stored
+
+    def read_and_go_on(*arguments: Any) -> Stored:
+        found = read(*arguments)
+        harness.databases.raw.orders.insert_one({"_id": 101, "customer": 1, "total": 1})
+        harness.catch_up()
+        return found
+
+    with harness.assembled() as assembled, monkeypatch.context() as patched:
+        patched.setattr(Tracer, "_stored", read_and_go_on)
+        before = traced(assembled)
+    assert (before.held.agreement, before.held.fields, before.records) == (Agreement.EQUAL, (), 20)
+    with harness.assembled() as assembled:
+        now = traced(assembled)
+    assert (now.held.agreement, now.records) == (Agreement.EQUAL, 21)
+
+
+def test_a_group_that_cannot_be_computed_is_traced(harness: Harness) -> None:
+    """It says so, and not that it differs."""
+    harness.write({"orders": module()["orders"].replace('"$total"', '{"$toDouble": "$total"}')})
+    harness.catch_up()
+    assert verify(harness).equal
+    harness.databases.derived["orders_by_customer"].insert_one({"_id": "x", "customer": 1, "total": "x"})
+    with harness.assembled() as assembled:
+        found = traced(assembled)
+    assert (found.held.agreement, found.held.fields) == (Agreement.FAILING, ())
+
+
+def traced(assembled: Assembled) -> GroupTrace:
+    """Trace the group of customer 1."""
+    found = Tracer(assembled.sides()).record("customer_spend", [1])
+    assert isinstance(found, GroupTrace)
+    return found
 
 
 def without_origin(document: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def a_day() -> Day:
     before = {"_id": "U1", "profile": {"name": {"given": "Ada", "family": "Wong"}, "city": "Oslo"}}
     after = {**before, "orders": [{"_id": 9, "status": "placed", "products": ["Mug", "Pan"]}]}
     orders = [{"_id": 8, "status": "paid", "products": ["Mug"]}, {"_id": 9, "status": "new", "products": []}]
-    return Day("U1", ["places order 9"], {**before, "orders": orders}, after, 0.1)
+    return Day("U1", ["places order 9"], {**before, "orders": orders}, after)
 
 
 def test_the_configuration_is_valid_whatever_the_folder_is_called(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_every_domain_has_its_modules_and_asks_what_they_fill(domain: str) -> No
     play = PLAYS[domain]
     registry = loaded([examples() / play.folder], play.only, entry_points=False)
     assert {*registry.transforms, *registry.triggers} == set(play.only)
-    assert set(registry.sources) == set(play.sizes)
+    assert set(registry.sources) == set(play.sample.sizes_at(1))
     assert {query.collection for query in play.queries} <= {*registry.collections, *registry.rollups}
     assert bool(registry.triggers) is (play.topic is not None)
 
@@ -61,7 +61,7 @@ def test_every_domain_has_its_modules_and_asks_what_they_fill(domain: str) -> No
 def test_a_key_that_is_a_document_is_shown_by_its_values() -> None:
     """Items may have keys of several fields."""
     known = {"intents": [{"_id": {"visit": "V1", "what": "form"}, "state": "started"}]}
-    assert list(Day("C1", [], known, known, 0.1).lines) == [("intents V1 form", "started", "started")]
+    assert list(Day("C1", [], known, known).lines) == [("intents V1 form", "started", "started")]
 
 
 def test_a_customer_is_shown_line_by_line_before_and_after() -> None:

@@ -1,4 +1,4 @@
-"""What raw fields mean: amounts, how often they are paid, and places in any spelling."""
+"""What raw fields mean: amounts, and how often they are paid."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -24,11 +24,3 @@ def annual_premium(policy: Mapping[str, Any]) -> Decimal128:
 def known(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is not known, so that a reader finds no field rather than an empty one."""
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def one_spelling(name: Any) -> Any:
-    """Give the name of a place without needless white space, and not in capitals or small letters alone."""
-    if not isinstance(name, str):
-        return name
-    text = " ".join(name.split())
-    return text.title() if text.isupper() or text.islower() else text

@@ -7,8 +7,7 @@ branch_book.
 from typing import Any
 
 from distributary import DerivedCollection, Record, transform
-
-from ._values import one_spelling
+from distributary.personal import plain_place
 
 directory = DerivedCollection("branch_directory", indexes=[["country", "city"]])
 
@@ -23,7 +22,7 @@ def branches(branch: dict[str, Any]) -> Record | None:
         branch["_id"],
         {
             "name": branch.get("name"),
-            "city": one_spelling(place.get("city")),
+            "city": plain_place(place.get("city")),
             "country": place.get("country"),
         },
     )

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from distributary import Record, Section, transform
-from distributary.personal import mask_email, mask_phone, plain_email, plain_phone, pseudonym
+from distributary.personal import mask_email, mask_phone, plain_email, plain_phone, plain_place, pseudonym
 
-from ._values import known, one_spelling
+from ._values import known
 from .derived import audience, customer
 
 Document = dict[str, Any]
@@ -55,7 +55,7 @@ def _contact(member: Document) -> Document:
     reached = {channel: plain(member.get(channel)) for channel, (plain, _) in CHANNELS.items()}
     where = member.get("address")
     if where and "city" in where:
-        where = {**where, "city": one_spelling(where["city"])}
+        where = {**where, "city": plain_place(where["city"])}
     return known({**reached, "address": where})
 
 

@@ -124,7 +124,6 @@ class Day(NamedTuple):
     acts: list[str]
     before: dict[str, Any]
     after: dict[str, Any]
-    seconds: float
     events: Sequence[dict[str, Any]] = ()
 
     @property
@@ -215,7 +214,7 @@ def _result(stage: Stage, play: Play, worker: Worker, seconds: float, rate: floa
 def _load(stage: Stage, play: Play, scale: float) -> dict[str, int]:
     started = time.monotonic()
     with progress("Loading raw data") as bar:
-        sizes = play.load(stage.client[RAW], scale, bar.update)
+        sizes = play.sample.load(stage.client[RAW], scale, bar.update)
     parts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     stage.console.print(f"Loaded {sum(sizes.values()):,} raw documents in {_since(started)}: {parts}")
     return sizes
@@ -232,9 +231,9 @@ def _backfill(stage: Stage, worker: Worker, sizes: Mapping[str, int]) -> None:
 
 def _day(stage: Stage, play: Play, worker: Worker) -> Day:
     """Let somebody have a day, and read what is known about them before it and once it was committed."""
-    customer = play.somebody(stage.client[RAW])
+    customer = play.sample.somebody(stage.client[RAW])
     before = _known(stage, customer)
-    acts, times = zip(*play.story(stage.client[RAW], customer), strict=True)
+    acts, times = zip(*play.sample.story(stage.client[RAW], customer), strict=True)
     written = time.monotonic()
     deque(worker.follow(lambda: worker.position, lambda position: position >= times[-1]), maxlen=0)
     seconds = time.monotonic() - written
@@ -242,7 +241,7 @@ def _day(stage: Stage, play: Play, worker: Worker) -> Day:
         f"Customer {customer} {', '.join(acts)}; {_milliseconds(seconds)} later it is derived"
     )
     events = _events(stage, play, worker, customer)
-    return Day(customer, list(acts), before, _known(stage, customer), seconds, events)
+    return Day(customer, list(acts), before, _known(stage, customer), events)
 
 
 def _events(stage: Stage, play: Play, worker: Worker, customer: str) -> list[dict[str, Any]]:
@@ -293,7 +292,7 @@ def _writing(
     stop = Event()
     with ThreadPoolExecutor(1, "live") as pool:
         try:
-            yield pool.submit(play.live, stage.client[RAW], SEED, stop, rate, lag.wrote), stop
+            yield pool.submit(play.sample.live, stage.client[RAW], SEED, stop, rate, lag.wrote), stop
         finally:
             stop.set()
 

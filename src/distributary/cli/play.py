@@ -3,8 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from bson import Timestamp
 from pymongo import MongoClient
@@ -40,45 +39,39 @@ class Query(NamedTuple):
         return list(found.sort(self.sort, self.direction).limit(ANSWERS))
 
 
-@dataclass(frozen=True)
-class Play:
-    """A domain: `sizes` at scale 1, `folder` of its modules below the examples, and `topic` of its events if any.
+class Sample(Protocol):
+    """A module with a domain's sample data."""
 
-    `sample` has the functions `load`, `somebody`, `story` and `live`.
-    """
+    def sizes_at(self, scale: float, /) -> dict[str, int]:
+        """Give the number of documents by collection; scale 1 is the whole."""
 
-    sizes: Mapping[str, int]
-    folder: str
-    only: tuple[str, ...]
-    sample: ModuleType
-    queries: tuple[Query, ...]
-    topic: str | None = None
+    @property
+    def load(self) -> Callable[..., dict[str, int]]:
+        """Inserts the sample data, see `sample.writing.load`."""
 
-    def load(
-        self, raw: Database[Document], scale: float, progress: Callable[[int, int], object]
-    ) -> dict[str, int]:
-        """Insert the sample data, and give the number of documents by collection."""
-        loaded: dict[str, int] = self.sample.load(raw, scale, progress)
-        return loaded
-
-    def somebody(self, raw: Database[Document]) -> str:
+    def somebody(self, database: Database[Document], /) -> str:
         """Give the key of a customer to tell a story about."""
-        return str(self.sample.somebody(raw))
 
-    def story(self, raw: Database[Document], key: str) -> Iterator[tuple[str, Timestamp]]:
+    def story(self, database: Database[Document], key: str, /) -> Iterator[tuple[str, Timestamp]]:
         """Let a customer have a day, write by write."""
-        told: Iterator[tuple[str, Timestamp]] = self.sample.story(raw, key)
-        return told
 
     @property
     def live(self) -> Callable[..., dict[str, int]]:
-        """What writes until it is told to stop."""
-        writes: Callable[..., dict[str, int]] = self.sample.live
-        return writes
+        """Writes until it is told to stop, see `sample.writing.keep_writing`."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """A domain: `folder` of its modules below the examples, and `topic` of its events if any."""
+
+    folder: str
+    only: tuple[str, ...]
+    sample: Sample
+    queries: tuple[Query, ...]
+    topic: str | None = None
 
 
 _RETAIL = Play(
-    sizes=retail.SIZES,
     folder="",
     only=tuple(retail.SIZES),
     sample=retail,
@@ -95,7 +88,6 @@ _RETAIL = Play(
 )
 
 _INSURANCE = Play(
-    sizes=insurance.SIZES,
     folder="insurance",
     only=(*insurance.SIZES, "drop_offs"),
     sample=insurance_life,

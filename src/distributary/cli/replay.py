@@ -134,11 +134,7 @@ def _forecast_answer(forecast: Forecast, span: tuple[Mark, Mark]) -> dict[str, A
         "samples": [
             {
                 "effect": EFFECTS.get(each.kind, each.kind.value),
-                **(
-                    told(each.collection, each.key)
-                    if each.collection
-                    else {"collection": None, "key": each.key}
-                ),
+                **told(each.collection, each.key),
                 "transform": each.transform,
                 "source_key": each.source_key,
                 "fields": list(each.fields),

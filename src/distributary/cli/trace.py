@@ -44,6 +44,12 @@ _AGREES = {
     Agreement.EFFECT: "an effect of the change at that time, which nothing yields again",
 }
 
+_COMES_TO = {
+    Agreement.EQUAL: "equal to what its records come to now",
+    Agreement.DIFFERS: "differs from what its records come to now",
+    Agreement.FAILING: "kept, since it cannot be computed now",
+}
+
 
 @click.command("trace", epilog=f"KEY is {KEY_FORMS}.")
 @config_option
@@ -91,7 +97,7 @@ def _group(trace: GroupTrace) -> Iterator[str]:
         "records": f"{trace.records:,} now",
         "version": _version(trace.held),
         "state": said,
-        "now": _AGREES[trace.held.agreement].replace("the document yields", "its records come to")
+        "now": _COMES_TO[trace.held.agreement]
         + (f" in {', '.join(trace.held.fields)}" if trace.held.fields else ""),
     }
     yield from (f"  {name + ':':<{_LABEL_COLUMNS}} {told}" for name, told in facts.items())

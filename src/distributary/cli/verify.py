@@ -92,7 +92,7 @@ def _answer(result: Verification) -> dict[str, Any]:
 def _difference(each: Difference) -> dict[str, Any]:
     return {
         "kind": each.kind.value,
-        **(told(each.collection, each.key) if each.collection else {"collection": None, "key": each.key}),
+        **told(each.collection, each.key),
         "transform": each.transform,
         "source_key": each.source_key,
         "fields": list(each.fields),

@@ -6,14 +6,14 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple
 
-from bson import decode
+from bson import Timestamp, decode
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
-from distributary.change import CODEC
+from distributary.change import CODEC, Position
 from distributary.derive.purity import (
     CHANGES,
     CHANGES_CURE,
@@ -33,12 +33,8 @@ from distributary.operate.status import iso
 from distributary.sink.collections import refuse_unsuitable
 from distributary.sink.rollups import refuse_bad
 from distributary.source import deployment
-from distributary.store.checkpoints import CHECKPOINTS, Checkpoints
-from distributary.store.jobs import JOBS
-from distributary.store.lease import LEASES
-from distributary.store.letters import LETTERS
-from distributary.store.outbox import OUTBOX
-from distributary.store.pending import PENDING
+from distributary.state import Checkpoint
+from distributary.store.checkpoints import Checkpoints
 
 #: The oldest server that has what a worker builds on, such as snapshot reads at a cluster time.
 OLDEST_SERVER = (6, 0)
@@ -53,7 +49,10 @@ SAMPLE_BYTES = 32 * 1024 * 1024
 #: Seconds between the two runs of a sample, so that a clock read to the second shows.
 BETWEEN_RUNS = 1.1
 
-_STATE = (CHECKPOINTS, JOBS, LEASES, LETTERS, PENDING)
+#: What a worker does about a position that is lost, unless it may not.
+_DERIVED_AGAIN = "A worker derives everything again"
+_UNSEEN = "A worker calls triggers from the present on, and `status` names what they did not see"
+
 _RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
@@ -212,23 +211,19 @@ class Preflight:
     def _images(self) -> Found:
         """Look whether source collections keep the images that triggers want; switch them on if that is asked for."""
         for each in lacking(self.raw, self.registry.triggers if self.registry else {}):
-            yield from self._guarded(
-                "images", partial(self._switched_on if self.fix else self._lacking, each)
-            )
+            yield from self._guarded("images", partial(self._lacking, each))
 
     def _lacking(self, lack: Lacking) -> Found:
-        place = f"{self.raw.name}.{lack.source}"
-        cure = f"Run `distributary check --fix`: it switches {OPTION} on for {place}, which takes room on the source."
-        yield Finding(Level.WARNING, "images", f"{place} keeps none: {lack.said}.", cure)
-
-    def _switched_on(self, lack: Lacking) -> Found:
-        place = f"{self.raw.name}.{lack.source}"
+        place, fix = f"{self.raw.name}.{lack.source}", "`distributary check --fix`"
         if not lack.exists:
-            cure = "Run this again once it is there: nothing is created for it."
+            cure = f"Run {fix} once it is there: nothing is created for it."
             yield Finding(Level.WARNING, "images", f"{place} does not exist yet: {lack.said}.", cure)
-            return
-        switch_on(self.raw, lack.source)
-        yield ok("images", f"switched {OPTION} on for {place}, for {lack.said.partition(' reads')[0]}.")
+        elif self.fix:
+            switch_on(self.raw, lack.source)
+            yield ok("images", f"switched {OPTION} on for {place}, for {', '.join(map(repr, lack.names))}.")
+        else:
+            cure = f"Run {fix}: it switches {OPTION} on for {place}, which takes room on the source."
+            yield Finding(Level.WARNING, "images", f"{place} keeps none: {lack.said}.", cure)
 
     # --- the derived deployment -----------------------------------------------------------------------------
 
@@ -244,10 +239,9 @@ class Preflight:
 
     def _derived_privileges(self) -> Found:
         names = self._names()
-        kept = (*_STATE, OUTBOX) if self.registry and self.registry.triggers else _STATE
         where = {
             Role.DERIVED: [Place(self.derived.name, name) for name in names] or [Place(self.derived.name)],
-            Role.STATE: [Place(self.state.name, name) for name in kept],
+            Role.STATE: [Place(self.state.name)],
         }
         yield from _privileges("derived privileges", self.derived, where)
 
@@ -263,10 +257,10 @@ class Preflight:
         return (*self.registry.collections, *self.registry.rollups) if self.registry else ()
 
     def _rollups(self) -> Found:
-        rollups = self.registry.rollups if self.registry else {}
-        if self.registry:
-            refuse_bad(self.derived, rollups, self.registry.places, passes)
-        for name, rollup in rollups.items():
+        if self.registry is None:
+            return
+        refuse_bad(self.derived, self.registry.rollups, self.registry.places, passes)
+        for name, rollup in self.registry.rollups.items():
             by = ", ".join(rollup.paths)
             told = f"{name} ({rollup.over.name} by {by}) is taken by the server"
             yield ok("rollups", f"{told}; fingerprint {rollup.fingerprint}.")
@@ -282,19 +276,21 @@ class Preflight:
         yield ok("loop", "what is written is not read again.")
 
     def _position(self) -> Found:
-        """Look whether the worker's position, if there is one, is still in the history."""
-        checkpoint, oldest = (
-            Checkpoints(self.state).load(self.worker),
-            deployment.oldest_if_known(self.raw.client),
-        )
-        if checkpoint is None or oldest is None:
+        """Look whether the worker's positions, if there are any, are of this source and still in its history."""
+        checkpoint = Checkpoints(self.state).load(self.worker)
+        if checkpoint is None:
             return
-        if checkpoint.position.time >= oldest:
-            yield ok("position", f"{iso(checkpoint.position.time)} is in the history.")
-            return
-        lost = f"{iso(checkpoint.position.time)} is lost: the history reaches back to {iso(oldest)} only."
-        cure = 'A worker derives everything again, or ends with exit code 4 if worker.on_lost_position is "fail".'
-        yield Finding(Level.WARNING, "position", lost, cure)
+        if checkpoint.source.differs(deployment.identify(self.raw)):
+            yield self._other_source(checkpoint)
+        elif oldest := deployment.oldest_if_known(self.raw.client):
+            yield _in_history("position", checkpoint.position, oldest, _DERIVED_AGAIN)
+            if checkpoint.triggers and self.registry and self.registry.triggers:
+                yield _in_history("triggers' position", checkpoint.triggers.position, oldest, _UNSEEN)
+
+    def _other_source(self, checkpoint: Checkpoint) -> Finding:
+        reads = f"{checkpoint.source.set_name}/{checkpoint.source.database}"
+        message = f"worker {self.worker!r} reads {reads}, not the source of this configuration."
+        return Finding(Level.FAULT, "position", message, "Correct `source` or `worker.name`.", 2)
 
     # --- the transforms -------------------------------------------------------------------------------------
 
@@ -359,6 +355,15 @@ def _history_finding(subject: str, hours: float) -> Finding:
         "A worker that stands still for longer has to derive everything again; if the server is not new, enlarge"
         " its oplog (replSetResizeOplog, storage.oplogMinRetentionHours)."
     )
+    return Finding(Level.WARNING, subject, message, cure)
+
+
+def _in_history(subject: str, position: Position, oldest: Timestamp, lost: str) -> Finding:
+    """Tell whether a position is in the history; `lost` says what a worker would do if it is not."""
+    if position.time >= oldest:
+        return ok(subject, f"{iso(position.time)} is in the history.")
+    message = f"{iso(position.time)} is lost: the history reaches back to {iso(oldest)} only."
+    cure = f'{lost}, or ends with exit code 4 if worker.on_lost_position is "fail".'
     return Finding(Level.WARNING, subject, message, cure)
 
 

@@ -9,6 +9,7 @@ from bson import decode, encode
 from distributary.change import CODEC, Version, identity
 from distributary.derive.plan import Desired, Owner, Stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
+from distributary.parts import is_parts
 from distributary.sink.mongo import is_foreign
 
 
@@ -83,7 +84,8 @@ class Comparison:
     """What some documents yield, held against what is stored.
 
     First it is given every record that is stored for these documents, then those that lie under the keys in
-    `unseen`. `newest` is the newest version that anything stored can have.
+    `unseen`. `newest` is the newest version that anything stored can have. `records` are all that is yielded, of
+    which so many are `parts` of shared records.
     """
 
     def __init__(self, desired: Iterable[Desired], newest: Version) -> None:
@@ -95,6 +97,7 @@ class Comparison:
             for record in item.records
         }
         self.records = len(self._unseen)
+        self.parts = sum(is_parts(place[0]) for _, place in self._unseen)
         self.found: dict[Owner, list[Difference]] = {}
 
     def owned(self, record: Stored) -> None:

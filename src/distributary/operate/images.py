@@ -23,6 +23,11 @@ class Lacking(NamedTuple):
     exists: bool
 
     @property
+    def names(self) -> list[str]:
+        """The triggers that want images."""
+        return sorted({*self.before, *self.after})
+
+    @property
     def said(self) -> str:
         """Say which triggers want what, and what they get instead."""
         before = f"{_named(self.before)} what was before a change, and gets None" if self.before else ""

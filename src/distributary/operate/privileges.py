@@ -20,42 +20,50 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Actions that a worker takes; without those that are `optional` only what `purpose` says is missing."""
+    """Actions that a worker takes; without those that are `optional` only what `purpose` says is missing.
+
+    `whole`: on the database, not on the collections of it that are known: for actions on a database, and for
+    collections whose names are made at run time.
+    """
 
     role: Role
     actions: tuple[str, ...]
     purpose: str
     optional: bool = False
+    whole: bool = False
 
 
 _WRITER = ("find", "insert", "update", "remove", "createCollection", "createIndex")
+_SWAPPER = ("dropCollection", "renameCollectionSameDB")
 
 #: Every privilege that is asked for. On `source` they are needed on the database as a whole (a change stream
-#: of a database demands it), on `derived` and `state` on each collection or on the database as a whole.
+#: of a database demands it), and on `state`, where collections of parts are made as shared records come.
 NEEDS = (
     Need(Role.SOURCE, ("find", "changeStream"), "tail the change stream and read documents"),
-    Need(Role.SOURCE, ("listCollections",), "see whether the source collections can be tailed"),
+    Need(Role.SOURCE, ("listCollections",), "see whether the source collections can be tailed", whole=True),
     Need(Role.CLUSTER, ("replSetGetConfig",), "tell the source from a copy of it", optional=True),
     Need(Role.OPLOG, ("find",), "see how far the history reaches", optional=True),
     Need(Role.DERIVED, _WRITER, "write derived records and create their collections and indexes"),
-    Need(Role.DERIVED, ("listCollections",), "see whether the derived collections are suitable"),
-    Need(Role.DERIVED, ("dropCollection",), "rebuild derived collections", optional=True),
-    Need(Role.DERIVED, ("renameCollectionSameDB",), "rebuild derived collections", optional=True),
+    Need(Role.DERIVED, ("listCollections",), "see whether the derived collections are suitable", whole=True),
+    Need(
+        Role.DERIVED,
+        (*_WRITER, *_SWAPPER),
+        "rebuild derived collections in others, whose names are drawn",
+        optional=True,
+        whole=True,
+    ),
     Need(
         Role.STATE,
         _WRITER,
         "keep checkpoints, leases, dead letters, jobs, parts of shared records, pending groups and the outbox",
+        whole=True,
     ),
-    Need(Role.STATE, ("listCollections",), "see the parts of shared records"),
-    Need(Role.STATE, ("dropCollection",), "rebuild shared records", optional=True),
-    Need(Role.STATE, ("renameCollectionSameDB",), "rebuild shared records", optional=True),
+    Need(Role.STATE, ("listCollections",), "see the parts of shared records", whole=True),
+    Need(Role.STATE, _SWAPPER, "rebuild shared records", optional=True, whole=True),
 )
 
 #: What `check --fix` needs besides.
 FIXES = (Need(Role.SOURCE, ("collMod",), "switch on images for triggers with `check --fix`", optional=True),)
-
-#: Actions on a database and not on its collections.
-_OF_DATABASE = frozenset({"listCollections", "renameCollectionSameDB"})
 
 #: Databases that a privilege on all databases does not reach. Source: "Resource Document" of the manual.
 _APART = frozenset({"local", "config"})
@@ -136,7 +144,7 @@ def lacks(grants: Grants, where: Mapping[Role, Sequence[Place]]) -> Iterator[Lac
     """Give the needs that are not met; `where` says which places each role is about."""
     for need in NEEDS:
         places = where.get(need.role, ())
-        if _OF_DATABASE.issuperset(need.actions):
+        if need.whole:
             places = [Place(name) for name in dict.fromkeys(place.database for place in places)]
         lacking = {place: missing for place in places if (missing := grants.missing(need.actions, place))}
         if lacking:

@@ -5,12 +5,10 @@ groups are held against what they come to, and the records' groups are looked fo
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from bson import MinKey
 from pymongo import ReadPreference
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
@@ -21,12 +19,11 @@ from distributary.derive.rollup import Rollup, agree, group_of
 from distributary.engine.retry import passes
 from distributary.engine.rollups import JOB_KEYS, rollup_job
 from distributary.operate.comparison import Difference, Kind
-from distributary.operate.sides import Sides, chunks
+from distributary.operate.sides import Moment, Sides, chunks
 from distributary.operate.watch import LOOK_SECONDS, Watch
-from distributary.ports import Group, RollupRefused
+from distributary.ports import Group
 from distributary.sink.rollups import Server
-from distributary.state import Checkpoint, Job, JobKind
-from distributary.store.checkpoints import CHECKPOINTS, from_document
+from distributary.state import Job, JobKind
 from distributary.store.jobs import JOBS
 from distributary.store.pending import Pending
 
@@ -154,52 +151,39 @@ class RollupVerifier:
     def _next(
         self, collection: str, fields: Mapping[str, int], after: tuple[Any, ...], limit: int
     ) -> list[Document]:
-        query = {"_id": {"$ne": after[0]}} if after else {}
-        found = self._derived[collection].find(query, fields, limit=limit).hint([("_id", 1)]).sort("_id", 1)
-        return list(found.min(cast("Any", [("_id", after[0] if after else MinKey())])))
+        with self._sides.moment() as moment:
+            return moment.next_records(collection, after, limit, fields)
 
     # --- looking --------------------------------------------------------------------------------------------
 
     def _look(self, rollup: Rollup, groups: Groups) -> _Looked:
         """Hold groups as they are stored against what they come to, both at one moment."""
-        with self._moment() as session:
-            if not self._is_settled(rollup.name, session):
+        with self._sides.moment() as moment:
+            if not self._is_settled(rollup.name, moment):
                 return _Looked([], dict(groups))
-            known = self._pending.known([Group(rollup.name, key) for key in groups.values()], session)
+            known = self._pending.known([Group(rollup.name, key) for key in groups.values()], moment.session)
             left = {identity(each.group.key) for each in known}
             failing = {identity(each.group.key) for each in known if each.error}
             self._unsettled |= {(rollup.name, each) for each in failing}
             there = {each: key for each, key in groups.items() if each not in left}
             pending = {each: groups[each] for each in left - failing}
-            return _Looked(list(self._differing(rollup, there, session)), pending)
+            return _Looked(list(self._differing(rollup, there, moment.session)), pending)
 
     def _differing(self, rollup: Rollup, groups: Groups, session: ClientSession) -> Iterator[Difference]:
         keys = list(groups.values())
         found = self._derived[rollup.name].find({"_id": {"$in": keys}}, session=session)
         stored = {identity(each["_id"]): each for each in found}
-        computed = self._computed(rollup, keys, session)
+        computed = self._server.compute_apart(
+            rollup, keys, session
+        ).groups  # for the others nothing can be stored
         for group, key in groups.items():
             before, now = stored.get(group), computed.get(group)
             if before is None or now is None:
                 if before is not now:
                     kind = Kind.MISSING if before is None else Kind.ORPHANED
                     yield Difference(kind, rollup.name, key, rollup.name, key)
-            elif fields := _fields(before, now):
+            elif fields := differing(before, now.document):
                 yield Difference(Kind.STALE, rollup.name, key, rollup.name, key, fields)
-
-    def _computed(
-        self, rollup: Rollup, keys: Sequence[Any], session: ClientSession
-    ) -> dict[Identity, Document]:
-        """Compute groups; one that cannot be is taken for one without records, as nothing can be stored for it."""
-        try:
-            found = self._server.compute(rollup, keys, session)
-        except RollupRefused:
-            if len(keys) == 1:
-                return {}
-            half = len(keys) // 2
-            first, second = keys[:half], keys[half:]
-            return self._computed(rollup, first, session) | self._computed(rollup, second, session)
-        return {group: each.document for group, each in found.items()}
 
     def _settled(self, rollup: Rollup, pending: Groups) -> list[Difference]:
         """Look at groups again until they are not pending, as long as somebody may compute them."""
@@ -222,14 +206,13 @@ class RollupVerifier:
     # --- the worker's word ----------------------------------------------------------------------------------
 
     def _built(self) -> set[str]:
-        with self._moment() as session:
-            return {name for name in self._rollups if self._is_settled(name, session)}
+        with self._sides.moment() as moment:
+            return {name for name in self._rollups if self._is_settled(name, moment)}
 
-    def _is_settled(self, name: str, session: ClientSession) -> bool:
+    def _is_settled(self, name: str, moment: Moment) -> bool:
         """Whether a rollup was built as it is defined now, and is not being built anew."""
-        checkpoint = self._checkpoint(session)
-        rollup = self._rollups[name]
-        if checkpoint is None or checkpoint.rollups.get(name) != rollup.fingerprint:
+        checkpoint, rollup = moment.checkpoint, self._rollups[name]
+        if checkpoint.rollups.get(name) != rollup.fingerprint:
             return False
         if checkpoint.rebuilding is not None and checkpoint.rebuilding.swapping:
             return rollup.over.name not in checkpoint.rebuilding.shadows
@@ -240,22 +223,11 @@ class RollupVerifier:
             "keys": [],
             "done": False,
         }
-        return self._sides.state[JOBS].find_one(building, {"_id": 1}, session=session) is None
-
-    def _checkpoint(self, session: ClientSession) -> Checkpoint | None:
-        checkpoints = self._sides.state.get_collection(CHECKPOINTS, CODEC, ReadPreference.PRIMARY)
-        query = {"_id": self._sides.worker, "position": {"$exists": True}}
-        document = checkpoints.find_one(query, session=session)
-        return from_document(document) if document else None
-
-    @contextmanager
-    def _moment(self) -> Iterator[ClientSession]:
-        with self._sides.derived.client.start_session(snapshot=True) as session:
-            yield session
+        return self._sides.state[JOBS].find_one(building, {"_id": 1}, session=moment.session) is None
 
 
-def _fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name the fields that differ."""
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the fields in which a stored group differs from what it comes to."""
     names: Iterable[str] = dict.fromkeys((*now, *before))
     return tuple(
         name

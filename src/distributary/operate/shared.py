@@ -1,5 +1,6 @@
 """Comparing shared records with what their parts come to; both as they were committed together."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,10 @@ SLICE = 200
 
 
 class Slice(NamedTuple):
-    """What came of comparing some shared records in the order of their keys; nothing is `behind` the last ones."""
+    """What came of comparing some shared records in the order of their keys; nothing is `behind` the last ones.
+
+    `records` is how many their parts come to.
+    """
 
     records: int
     behind: tuple[Any, ...]
@@ -25,16 +29,26 @@ def compare(moment: Moment, collection: str, after: tuple[Any, ...]) -> Slice:
     """Compare the next shared records behind a key, and those that are missing between them."""
     stored = moment.next_records(collection, after, SLICE)
     behind = (stored[-1]["_id"],) if len(stored) == SLICE else ()
-    wholes = moment.wholes(collection, between(after, behind))
-    return Slice(len(stored), behind, list(_differences(collection, stored, wholes)))
+    return _compared(collection, stored, moment.wholes(collection, between(after, behind)), behind)
 
 
-def compare_keys(moment: Moment, collection: str, keys: Sequence[Any]) -> list[Difference]:
+def compare_keys(moment: Moment, collection: str, keys: Sequence[Any]) -> Slice:
     """Compare the shared records under these keys."""
     stored = moment.records_under(collection, keys)
     storable = [key for key in keys if is_storable(key)]
     wholes = moment.wholes(collection, of_keys(storable)) if storable else iter(())
-    return list(_differences(collection, stored, wholes))
+    return _compared(collection, stored, wholes)
+
+
+def _compared(
+    collection: str,
+    stored: Sequence[Mapping[str, Any]],
+    wholes: Iterator[Whole],
+    behind: tuple[Any, ...] = (),
+) -> Slice:
+    found = list(_differences(collection, stored, wholes))
+    kinds = Counter(each.kind for each in found)
+    return Slice(len(stored) + kinds[Kind.MISSING] - kinds[Kind.ORPHANED], behind, found)
 
 
 def _differences(

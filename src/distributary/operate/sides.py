@@ -75,7 +75,7 @@ class Moment:
     ) -> None:
         self._derived = derived.with_options(CODEC, ReadPreference.PRIMARY)
         self._state = state.with_options(CODEC, ReadPreference.PRIMARY)
-        self._session = session
+        self.session = session
         self.checkpoint = checkpoint
 
     @property
@@ -94,40 +94,43 @@ class Moment:
         """Give the records that a transform has stored for source keys in one derived collection."""
         for some in chunks(keys, QUERY_KEYS):
             query = {"_src.by": transform, "_src.key": {"$in": some}}
-            yield from read_records(self._in(collection), collection, query, self._session)
+            yield from read_records(self._in(collection), collection, query, self.session)
 
     def stored_under(self, keys: Sequence[Any], collection: str) -> Iterator[Stored]:
         """Give the records with these keys."""
         for some in chunks(keys, QUERY_KEYS):
-            yield from read_records(self._in(collection), collection, {"_id": {"$in": some}}, self._session)
+            yield from read_records(self._in(collection), collection, {"_id": {"$in": some}}, self.session)
 
     def _in(self, collection: str) -> Database[Any]:
         return self._state if is_parts(collection) else self._derived
 
-    def next_records(self, collection: str, after: tuple[Any, ...], limit: int) -> list[dict[str, Any]]:
-        """Give the next records behind a key, in the order of keys."""
+    def next_records(
+        self, collection: str, after: tuple[Any, ...], limit: int, fields: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Give the next records behind a key, or some fields of them, in the order of keys."""
         query = {"_id": {"$ne": after[0]}} if after else {}
-        found = self._derived[collection].find(query, limit=limit, session=self._session)
+        found = self._derived[collection].find(query, fields, limit=limit, session=self.session)
         found = found.hint([("_id", 1)]).sort("_id", 1)
         return list(found.min([("_id", after[0])]) if after else found)
 
     def records_under(self, collection: str, keys: Sequence[Any]) -> list[dict[str, Any]]:
         """Give the records with these keys."""
         storable = [key for key in keys if is_storable(key)]
-        return list(self._derived[collection].find({"_id": {"$in": storable}}, session=self._session))
+        return list(self._derived[collection].find({"_id": {"$in": storable}}, session=self.session))
 
     def wholes(self, collection: str, query: Mapping[str, Any]) -> Iterator[Whole]:
         """Put shared records together from those of their parts that match a query, in the order of keys."""
-        yield from assembled(read_parts(self._state, parts_of(collection), dict(query), self._session))
+        yield from assembled(read_parts(self._state, parts_of(collection), dict(query), self.session))
 
 
 class Compared(NamedTuple):
-    """What came of a slice: the number of records that were looked up, and the differences by owner.
+    """What came of a slice: the number of records that were looked up, so many of them parts, and the differences.
 
     `digests` has a number for each source document that differs, the same as long as the document is.
     """
 
     records: int
+    parts: int
     differences: Mapping[Owner, Sequence[Difference]]
     digests: Mapping[Identity, int]
 
@@ -148,15 +151,9 @@ class Sides:
         """The source's documents."""
         return Documents(self.raw)
 
-    @property
-    def records(self) -> Documents:
-        """The derived records, read in the same way."""
-        return Documents(self.derived)
-
-    @property
-    def parts(self) -> Documents:
-        """The parts of shared records, read in the same way."""
-        return Documents(self.state)
+    def reader(self, collection: str) -> Documents:
+        """Give what reads a collection of records or parts in the same way."""
+        return Documents(self.state if is_parts(collection) else self.derived)
 
     def holding(self, collection: str) -> Database[Any]:
         """Give the database that a collection of records or parts lies in; only what is durable is read."""
@@ -231,7 +228,7 @@ class Sides:
             for owner in differences
             if owner.identity in documents
         }
-        return Compared(comparison.records, differences, digests)
+        return Compared(comparison.records, comparison.parts, differences, digests)
 
     def _derived(
         self,

@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from bson import decode
+from pymongo.client_session import ClientSession
 
 from distributary.change import CODEC, Position, Version, decoded, identity
 from distributary.derive.plan import Stored
 from distributary.derive.records import ENGINE_FIELD
-from distributary.derive.rollup import Rollup, agree
+from distributary.derive.rollup import Rollup
 from distributary.derive.shared import is_shared, of_keys
 from distributary.derive.transform import Transform
 from distributary.derive.trigger import Trigger
@@ -20,7 +21,8 @@ from distributary.engine.retry import passes
 from distributary.errors import ConfigurationError, Failed, Fault
 from distributary.operate import dead_letters
 from distributary.operate.comparison import Found
-from distributary.operate.preview import DocumentDiff, Preview, RecordDiff, State, committed, owned
+from distributary.operate.preview import DocumentDiff, Preview, RecordDiff, State, owned
+from distributary.operate.rollups import differing
 from distributary.operate.sides import Sides, Writers
 from distributary.operate.status import TransformState, iso
 from distributary.parts import is_parts, parts_of, told
@@ -47,8 +49,8 @@ class Role(StrEnum):
 class Agreement(StrEnum):
     """How a stored record stands to what its document yields through the code that is plugged in.
 
-    `cannot be derived`: the code fails for the document. `not known`: the code is not plugged in here. `an effect of a
-    change`: a trigger wrote it, and nothing yields it again.
+    `cannot be derived`: the code fails for the document, or the server for the group. `not known`: the code is not
+    plugged in here. `an effect of a change`: a trigger wrote it, and nothing yields it again.
     """
 
     EQUAL = "equal"
@@ -223,7 +225,6 @@ class Tracer:
 
     def __init__(self, sides: Sides) -> None:
         self._sides = sides
-        self._derived = committed(sides.derived)
         self._checkpoints = {each.worker: each for each in Checkpoints(sides.state).all()}
         if sides.worker in self._checkpoints:
             sides.checked()
@@ -259,26 +260,26 @@ class Tracer:
 
         Of a shared record, every part is traced, up to `PARTS`; of a group, what it is computed from.
         """
-        stored = self._stored(collection, candidates)
         if rollup := self._sides.registry.rollups.get(collection):
-            return self._group(rollup, stored)
+            with self._sides.derived.client.start_session(snapshot=True) as session:
+                return self._group(rollup, self._stored(collection, candidates, session), session)
+        stored = self._stored(collection, candidates)
         if is_shared(decoded(stored.raw)):
             return self._shared(collection, stored)
         return self._owned(stored, collection)
 
-    def _group(self, rollup: Rollup, stored: Stored) -> GroupTrace:
-        """Compute a group anew, and hold what is stored against it."""
-        derived = self._sides.holding(rollup.name)
-        found = Server(derived, passes).compute(rollup, [stored.key]).get(identity(stored.key))
-        document = decoded(stored.raw)
-        document.pop(ENGINE_FIELD, None)
-        wanted = found.document if found else {}
-        fields = tuple(name for name in document | wanted if not agree(document.get(name), wanted.get(name)))
+    def _group(self, rollup: Rollup, stored: Stored, session: ClientSession) -> GroupTrace:
+        """Compute a group anew, and hold what is stored against it, both as of one moment."""
+        group, server = identity(stored.key), Server(self._sides.holding(rollup.name), passes)
+        computed = server.compute_apart(rollup, [stored.key], session)
+        found = computed.groups.get(group)
+        fields = differing(decoded(stored.raw), found.document if found else {})
         agreement = Agreement.DIFFERS if fields else Agreement.EQUAL
-        with self._sides.state.client.start_session() as session:
-            pending = Pending(self._sides.state, self._sides.worker)
-            is_pending = bool(pending.known([Group(rollup.name, stored.key)], session))
         held = Held(rollup.name, stored.key, stored.version, agreement, fields)
+        if group in computed.errors:
+            held = held._replace(agreement=Agreement.FAILING, fields=())
+        pending = Pending(self._sides.state, self._sides.worker)
+        is_pending = bool(pending.known([Group(rollup.name, stored.key)], session))
         place, records = self._sides.registry.places[rollup.name], found.records if found else 0
         return GroupTrace(held, rollup.over.name, rollup.paths, records, is_pending, place)
 
@@ -332,13 +333,15 @@ class Tracer:
         held = held._replace(agreement=Agreement.EFFECT)
         return RecordTrace(held, code=code, source_key=key, exists=self._exists(code, key))
 
-    def _stored(self, collection: str, candidates: Sequence[Any]) -> Stored:
-        query = {"_id": {"$in": list(candidates)}}
-        found = {identity(each.key): each for each in read_records(self._derived, collection, query)}
+    def _stored(
+        self, collection: str, candidates: Sequence[Any], session: ClientSession | None = None
+    ) -> Stored:
+        derived, query = self._sides.holding(collection), {"_id": {"$in": list(candidates)}}
+        found = {identity(each.key): each for each in read_records(derived, collection, query, session)}
         for key in candidates:
             if identity(key) in found:
                 return found[identity(key)]
-        raise _nowhere(f"{self._derived.name}.{collection}", "record", candidates)
+        raise _nowhere(f"{derived.name}.{collection}", "record", candidates)
 
     def _exists(self, code: Code, key: Any) -> bool | None:
         if all(each.worker != code.worker for each in self._here):

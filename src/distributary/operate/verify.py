@@ -24,10 +24,11 @@ from distributary.engine.retry import Verdict, judge
 from distributary.operate.comparison import Difference, Kind
 from distributary.operate.repair import repairs
 from distributary.operate.rollups import RollupVerifier
+from distributary.operate.shared import SLICE as SHARED_SLICE
 from distributary.operate.shared import Slice, compare, compare_keys
 from distributary.operate.sides import Compared, Scope, Sides, Writers, chunks, scope_of
 from distributary.operate.watch import Watch
-from distributary.parts import is_parts
+from distributary.parts import is_parts, parts_of
 from distributary.ports import Documents, Snapshot
 from distributary.sink.mongo import is_foreign
 from distributary.source import deployment
@@ -63,7 +64,7 @@ Told = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Verification:
-    """What was compared, and what came of it.
+    """What was compared, and what came of it. A shared record is one of the `records`, whatever parts it has.
 
     `missing`, `stale`, `orphaned` and `failing` count what differs now, `repaired` what did and was made good;
     `differences` names the first of both. `unsettled` counts documents that changed faster than they could be
@@ -190,7 +191,8 @@ class Verifier:
             count = len(snapshot.documents)
             compared = _steadily(partial(self._compared, snapshot, transforms))
             self._tally.result.documents += count
-            self._tally.result.records += compared.records
+            # parts are counted with their shared records
+            self._tally.result.records += compared.records - compared.parts
             self._suspects.owners |= _suspects(compared, snapshot.time)
             self._settle_many()
             self._advance(count)
@@ -201,10 +203,7 @@ class Verifier:
 
     def _derived_side(self, collection: str) -> None:
         """Look for records that nobody owns, or that are stored for a document that is gone."""
-        parts = is_parts(collection)
-        reader, database = (
-            (self._sides.parts, self._sides.state) if parts else (self._sides.records, self._sides.derived)
-        )
+        reader, database = self._sides.reader(collection), self._sides.holding(collection)
         for snapshot in self._slices(reader, database, collection):
             owners: dict[str, dict[Identity, Any]] = defaultdict(dict)
             for document in snapshot.documents:
@@ -219,26 +218,44 @@ class Verifier:
             self._advance(len(snapshot.documents))
 
     def _shared_side(self, collection: str) -> None:
-        """Hold every shared record against its parts, which are compared by themselves."""
-        after: tuple[Any, ...] = ()
-        while True:
-            part = _steadily(partial(self._compared_shared, collection, after))
+        """Hold every shared record, or those that are drawn, against its parts, which are compared by themselves."""
+        for part in self._shared_slices(collection):
             found = left = part.differences
             if found and self._repair:
                 self._repair(repairs(found, self._compared_sources()))
                 keys = [each.key for each in found]
-                left = _steadily(partial(self._still_differing, collection, keys))
+                left = self._compared_under(collection, keys).differences
             self._tally.add(found, left)
+            self._tally.result.records += part.records
             self._advance(part.records)
-            if not part.behind:
-                return
+
+    def _shared_slices(self, collection: str) -> Iterator[Slice]:
+        if self._sample:
+            for some in chunks(self._drawn_shared(collection), SHARED_SLICE):
+                yield self._compared_under(collection, some)
+            return
+        after: tuple[Any, ...] = ()
+        while (part := _steadily(partial(self._compared_shared, collection, after))).behind:
+            yield part
             after = part.behind
+        yield part
+
+    def _drawn_shared(self, collection: str) -> list[Any]:
+        """Draw keys of shared records, and parts, since one that is missing has nothing else."""
+        parts = parts_of(collection)
+        stored = _drawn(self._sides.holding(collection), collection, self._sample)
+        drawn = _drawn(self._sides.holding(parts), parts, self._sample)
+        wanted = [each["k"] for each in drawn if isinstance(each, dict) and "k" in each]
+        return list({identity(key): key for key in (*stored, *wanted)}.values())
 
     def _compared_shared(self, collection: str, after: tuple[Any, ...]) -> Slice:
         with self._sides.moment() as moment:
             return compare(moment, collection, after)
 
-    def _still_differing(self, collection: str, keys: Sequence[Any]) -> list[Difference]:
+    def _compared_under(self, collection: str, keys: Sequence[Any]) -> Slice:
+        return _steadily(partial(self._looked_under, collection, keys))
+
+    def _looked_under(self, collection: str, keys: Sequence[Any]) -> Slice:
         with self._sides.moment() as moment:
             return compare_keys(moment, collection, keys)
 
@@ -349,8 +366,7 @@ class Verifier:
         for collection, keys in by_collection.items():
             found += [_nobodys(collection, key) for key in keys if not is_storable(key)]
             for some in chunks([key for key in keys if is_storable(key)], SLICE):
-                reader = self._sides.parts if is_parts(collection) else self._sides.records
-                records = reader.fetch(collection, some).documents
+                records = self._sides.reader(collection).fetch(collection, some).documents
                 found += [
                     _nobodys(collection, each["_id"])
                     for each in records
@@ -394,9 +410,7 @@ class Verifier:
 
     def _estimate(self, sources: Iterable[str], collections: Iterable[str]) -> None:
         counts = [self._sides.documents.count(name) for name in sources]
-        counts += [
-            (self._sides.parts if is_parts(name) else self._sides.records).count(name) for name in collections
-        ]
+        counts += [self._sides.reader(name).count(name) for name in collections]
         self._total = sum(min(count, self._sample or count) for count in counts)
 
     def _advance(self, count: int) -> None:

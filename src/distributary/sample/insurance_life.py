@@ -10,34 +10,25 @@ from bson import Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.sample import insurance
-from distributary.sample.dirt import arrival
+from distributary.sample import insurance, writing
 from distributary.sample.insurance import (
     CUSTOMERS,
     SIZES,
     chat_session,
     data_set,
     policy_change,
-    sizes_at,
     web_visit,
 )
 from distributary.sample.people import FIRST_DAY, SEED, Document, chance
-from distributary.sample.writing import Acting, Chapter, Progress, fill, keep_writing, tell
+from distributary.sample.writing import Acting, Chapter, keep_writing, tell
+
+sizes_at = insurance.sizes_at
 
 #: The day after the last one of the documents that are loaded.
 TODAY = FIRST_DAY + timedelta(days=366)
 
 #: A member of whom there is much to see: health data and consent to all of it.
 _CONSENTS: Document = {"consent.email": True, "consent.health": True, "health": {"$exists": True}}
-
-
-def load(
-    database: Database[Document], scale: float = 1.0, progress: Progress | None = None
-) -> dict[str, int]:
-    """Insert the data set and give the number of documents by collection; the collections must be empty."""
-    sizes = sizes_at(scale)
-    fill(database, arrival(data_set(sizes), CUSTOMERS, SEED), sum(sizes.values()), progress)
-    return sizes
 
 
 def somebody(database: Database[Document]) -> str:
@@ -231,6 +222,9 @@ class Office(Acting):
     def _at(self, field: str) -> dict[str, datetime]:
         return {field: TODAY + timedelta(minutes=self._ever["web_visits"])}
 
+
+#: Inserts the data set, see `writing.load`.
+load = partial(writing.load, sizes_at, data_set, CUSTOMERS)
 
 #: Keeps the insurer's systems alive, see `keep_writing`.
 live = partial(keep_writing, Office)

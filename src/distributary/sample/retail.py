@@ -20,10 +20,10 @@ from bson import Decimal128, Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.sample import people
-from distributary.sample.dirt import Customers, arrival, incomplete, spelled
+from distributary.sample import people, writing
+from distributary.sample.dirt import Customers, incomplete, spelled
 from distributary.sample.people import FIRST_DAY, SEED, Document, chance, few, money
-from distributary.sample.writing import Acting, Chapter, Progress, fill, keep_writing, tell
+from distributary.sample.writing import Acting, Chapter, keep_writing, tell
 
 #: Documents at scale 1, in the order in which they are loaded.
 SIZES = {"users": 4_000, "products": 800, "orders": 6_400, "clickstream": 12_000}
@@ -58,19 +58,6 @@ _CATEGORIES = {
 }
 _TRAFFIC = ("direct", "newsletter", "partner", "search")
 _CLICKS = ("page_view", "view_item", "view_item", "add_to_cart", "search")
-
-
-def load(
-    database: Database[Document], scale: float = 1.0, progress: Progress | None = None
-) -> dict[str, int]:
-    """Insert the data set and give the number of documents by collection.
-
-    `scale` multiplies the 23,200 documents of the whole. The collections must be empty. `progress` is told
-    after every batch how many documents lie in the database, of how many.
-    """
-    sizes = sizes_at(scale)
-    fill(database, arrival(data_set(sizes), CUSTOMERS, SEED), sum(sizes.values()), progress)
-    return sizes
 
 
 def sizes_at(scale: float) -> dict[str, int]:
@@ -421,6 +408,9 @@ class Shop(Acting):
         """Give the shop's time, which passes by a minute with every order."""
         return FIRST_DAY + timedelta(minutes=YEAR + self._orders_ever)
 
+
+#: Inserts the data set, see `writing.load`.
+load = partial(writing.load, sizes_at, data_set, CUSTOMERS)
 
 #: Keeps the shop alive, see `keep_writing`.
 live = partial(keep_writing, Shop)

@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby, islice
 from random import Random
 from threading import Event
@@ -14,8 +14,8 @@ from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.sample.dirt import Customers, Write
-from distributary.sample.people import Document, chance, few
+from distributary.sample.dirt import Customers, Write, arrival
+from distributary.sample.people import SEED, Document, chance, few
 
 BATCH = 2_000
 
@@ -28,7 +28,29 @@ Chapter = tuple[str, Callable[[], object]]
 Progress = Callable[[int, int], object]
 
 
-def fill(
+#: Gives the collections with their documents as they are in the end, in the sizes that are asked for.
+DataSet = Callable[[Mapping[str, int]], Iterable[tuple[str, Iterable[Document]]]]
+
+
+def load(
+    sizes_at: Callable[[float], dict[str, int]],
+    data_set: DataSet,
+    customers: Customers,
+    database: Database[Document],
+    scale: float = 1.0,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Insert a data set and give the number of documents by collection.
+
+    `scale` multiplies the sizes. The collections must be empty. `progress` is told after every batch how many documents
+    lie in the database, of how many.
+    """
+    sizes = sizes_at(scale)
+    _fill(database, arrival(data_set(sizes), customers, SEED), sum(sizes.values()), progress)
+    return sizes
+
+
+def _fill(
     database: Database[Document],
     writes: Iterable[Write],
     whole: int,

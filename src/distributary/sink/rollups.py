@@ -73,6 +73,13 @@ class Bounded(NamedTuple):
     records: int
 
 
+class Apart(NamedTuple):
+    """Groups that were computed, and why others cannot be."""
+
+    groups: dict[Identity, Computed]
+    errors: dict[Identity, str]
+
+
 class Server:
     """Runs the aggregations of rollups; a session, where given, says as of when."""
 
@@ -99,6 +106,20 @@ class Server:
         `{by: 1}` also finds records whose field is a list with a 1 in it: they are in no group that was asked for.
         """
         return self._compute(rollup, groups, session, []).groups
+
+    def compute_apart(
+        self, rollup: Rollup, groups: Sequence[Any], session: ClientSession | None = None
+    ) -> Apart:
+        """Compute groups together, or in halves until those stand alone that cannot be computed."""
+        try:
+            return Apart(self.compute(rollup, groups, session), {})
+        except RollupRefused as error:
+            if len(groups) <= 1:
+                return Apart({}, {identity(each): error.reason for each in groups})
+        half = len(groups) // 2
+        first = self.compute_apart(rollup, groups[:half], session)
+        second = self.compute_apart(rollup, groups[half:], session)
+        return Apart(first.groups | second.groups, first.errors | second.errors)
 
     def compute_within(
         self, rollup: Rollup, groups: Sequence[Any], room: int, session: ClientSession
@@ -410,20 +431,13 @@ class Reader(GroupReader):
     def _computed(
         self, rollup: Rollup, pending: Sequence[PendingGroup], session: ClientSession
     ) -> Iterator[Drained]:
-        """Compute groups together, or in halves until those stand alone that cannot be computed."""
-        try:
-            found = self._server.compute(rollup, [each.group.key for each in pending], session)
-        except RollupRefused as error:
-            if len(pending) == 1:
-                yield Drained(pending[0], None, error=error.reason)
-                return
-            half = len(pending) // 2
-            yield from self._computed(rollup, pending[:half], session)
-            yield from self._computed(rollup, pending[half:], session)
-            return
+        found = self._server.compute_apart(rollup, [each.group.key for each in pending], session)
         for each in pending:
-            result = found.get(identity(each.group.key))
-            yield Drained(each, result.document, result.records) if result else Drained(each, None)
+            group = identity(each.group.key)
+            result, error = found.groups.get(group), found.errors.get(group, "")
+            yield (
+                Drained(each, result.document, result.records) if result else Drained(each, None, error=error)
+            )
 
 
 def refuse_bad(

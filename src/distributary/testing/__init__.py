@@ -2,8 +2,7 @@
 
 `load` gives a module as a worker loads it, `derive` what one document yields, `react` what a trigger yields for one
 change, `apply` a database in memory in which changes were carried out. Inside `personal_key` there is a key for
-pseudonyms. A pytest plugin comes with it: the fixture
-`distributary_mongo` gives a private MongoDB.
+pseudonyms. A pytest plugin comes with it: the fixture `distributary_mongo` gives a private MongoDB.
 """
 
 from distributary.personal import personal_key
