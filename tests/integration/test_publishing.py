@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -68,6 +69,16 @@ def stored(databases: Databases, name: str) -> dict[Any, Any]:
     return found
 
 
+def equal_to(databases: Databases, name: str, messages: list[Received]) -> bool:
+    """Whether who applies the messages has what is stored."""
+    return applied(messages) == stored(databases, name) != {}
+
+
+def has_arrived(service: FaultyPubSub, databases: Databases, name: str) -> bool:
+    """Whether the service has what is stored."""
+    return equal_to(databases, name, service.of(name.upper()))
+
+
 class Topics:
     """Topics that only this test has, and what arrives there."""
 
@@ -113,8 +124,7 @@ def test_every_change_of_a_published_collection_arrives(
         orders.insert_one(order(3, "C1", "x"))
         orders.delete_one({"_id": 2})
         for name in ("lines", "customer"):
-            subscription = topics.of[name.upper()]
-            subscription.until(lambda got, name=name: applied(got) == stored(databases, name))
+            topics.of[name.upper()].until(partial(equal_to, databases, name))
     assert set(stored(databases, "customer")) == {'"C1"', '"C3"'}
     (undone,) = topics.of["EVENTS"].until(len)
     assert (event_of(undone)["data"], undone.ordering_key) == ({"order": 2}, "2")
@@ -218,7 +228,7 @@ def test_the_worker_waits_while_too_much_waits(
         service.start()
         eventually(lambda: databases.derived["lines"].count_documents({}) == 200)
         for name in ("lines", "customer"):
-            eventually(lambda name=name: applied(service.of(name.upper())) == stored(databases, name))
+            eventually(partial(has_arrived, service, databases, name))
     assert outbox.count_documents({}) == 0
 
 
@@ -250,7 +260,7 @@ def test_events_of_a_key_stay_in_order_when_requests_fail(
             changed = {"$set": {"customer": f"C{number % 3}", "skus": [str(number)]}}
             orders.update_one({"_id": number % 5}, changed, upsert=True)
         for name in ("lines", "customer"):
-            eventually(lambda name=name: applied(service.of(name.upper())) == stored(databases, name) != {})
+            eventually(partial(has_arrived, service, databases, name))
     assert not service.faults
     for name in ("LINES", "CUSTOMER"):
         assert_in_order(service.of(name))
