@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 
 from distributary import log, personal, plugins
 from distributary.change import CODEC
-from distributary.config import Config
+from distributary.config import Config, PubSub
 from distributary.derive.registry import Registry, index_keys
 from distributary.derive.rollup import Rollup
 from distributary.engine.begin import Wanted
@@ -30,6 +30,7 @@ from distributary.engine.worker import Goal, Parts, Settings, Worker
 from distributary.errors import LeaseLost
 from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
+from distributary.operate.topics import Asked
 from distributary.operate.watch import Watch
 from distributary.ports import Start
 from distributary.sink.collections import Indexes, prepare, prepare_rollups
@@ -93,6 +94,18 @@ def registry(config: Config) -> Registry:
     same = config.source.uri.get_secret_value() == config.derived.uri.get_secret_value()
     loaded.check_loop(source_db_is_derived_db=same and config.source.database == config.derived.database)
     return loaded
+
+
+@contextmanager
+def topics(pubsub: PubSub) -> Iterator[Asked]:
+    """Give what asks for topics; raises `EnvironmentFault` without credentials."""
+    from distributary.pubsub.topics import Topics  # noqa: PLC0415 - importing Google's library takes half a second
+
+    asked = Topics(pubsub.project, pubsub.endpoint)
+    try:
+        yield asked
+    finally:
+        asked.close()
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """What every publisher promises."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -14,8 +14,7 @@ from distributary.pubsub.publisher import PubSubPublisher
 from tests.conftest import eventually
 from tests.fakes import FakePublisher
 from tests.faulty import Fault, FaultyPubSub, faulty
-from tests.pubsub import PROJECT, Emulator, Received, Subscription
-from tests.pubsub import emulator_of_the_module as emulator_of_the_module
+from tests.pubsub import PROJECT, Emulator, Received, Subscription, emulating
 
 #: Gives what arrived on the topic, in order, once there are so many messages.
 Arrived = Callable[[int], Sequence[Received]]
@@ -210,6 +209,13 @@ class TestFakePublisher(FailingContract):
         )
 
 
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """Give an emulator of the module's own."""
+    with emulating(tmp_path_factory.mktemp("emulator")) as running:
+        yield running
+
+
 class TestEmulator(PublisherContract):
     """The real publisher keeps the contract at Google's emulator."""
 
@@ -231,6 +237,7 @@ class TestEmulator(PublisherContract):
     @pytest.fixture
     def publisher(self, subscription: Subscription) -> Iterator[PubSubPublisher]:
         """Give the real one, which has a subscriber."""
+        assert not subscription.received
         publisher = PubSubPublisher(PROJECT)
         yield publisher
         publisher.close()
@@ -250,13 +257,6 @@ class TestEmulator(PublisherContract):
         assert first_times(numbers(received, "a")) == list(range(0, 20, 2))
 
 
-@dataclass
-class _Answers:
-    """How a fault is told in a test's name."""
-
-    code: grpc.StatusCode
-
-
 class TestFaultyServer(FailingContract):
     """The real publisher keeps the contract at a server that fails."""
 
@@ -274,6 +274,7 @@ class TestFaultyServer(FailingContract):
     @pytest.fixture
     def publisher(self, service: FaultyPubSub) -> Iterator[PubSubPublisher]:
         """Give the real one, impatient."""
+        assert service.requests == 0
         publisher = PubSubPublisher(PROJECT, answer_seconds=2)
         yield publisher
         publisher.close()
@@ -378,8 +379,8 @@ class TestFaultyServer(FailingContract):
         """While nothing is answered, the server is sent no more than that."""
         held: list[int] = []
 
-        def hold(request: object) -> bool:
-            held.append(sum(len(each.data) for each in request.messages))  # type: ignore[attr-defined]
+        def hold(request: Any) -> bool:
+            held.append(sum(len(each.data) for each in request.messages))
             return True
 
         service.faults.append(Fault(grpc.StatusCode.UNAVAILABLE, times=100_000, seconds=3600, when=hold))

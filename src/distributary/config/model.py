@@ -208,7 +208,8 @@ class PubSub(Section):
     )
     outbox_bytes: Bytes = Field(
         default=ByteSize(1024**3),
-        description="Bytes of events that wait to be published, from which on the worker waits too; a number or `1GiB`.",
+        description="Bytes of events that wait to be published, from which on the worker waits too; a number or"
+        " `1GiB`.",
     )
     in_flight_bytes: Annotated[Bytes, Field(ge=MESSAGE_BYTES)] = Field(
         default=ByteSize(32 * 1024**2),
