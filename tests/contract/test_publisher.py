@@ -1,6 +1,7 @@
 """What every publisher promises."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -374,6 +375,22 @@ class TestFaultyServer(FailingContract):
         assert first_times(numbers(received, "a")) == list(range(0, 200, 3))
         assert first_times(numbers(received, "b")) == list(range(1, 200, 3))
         assert set(numbers(received, "")) == {0, *range(2, 200, 3)}
+
+    def test_another_thread_may_close_it(
+        self, publisher: PubSubPublisher, service: FaultyPubSub, topic: str
+    ) -> None:
+        """What is being sent then is confirmed or has failed soon, and nothing raises; nor does closing it again."""
+        service.faults.append(Fault(times=100_000, seconds=0.2))
+        messages = [message(topic, number, f"{number % 50}") for number in range(3000)]
+        with ThreadPoolExecutor(1) as threads:
+            sending = threads.submit(publisher.send, messages)
+            eventually(lambda: service.requests)
+            publisher.close()
+            sent = sending.result(timeout=6)
+        publisher.close()
+        assert any(each.error for each in sent)
+        assert not any(each.lasting for each in sent)
+        assert all(each.error for each in publisher.send(messages[:2]))
 
     def test_what_is_under_way_is_bounded_in_bytes(self, service: FaultyPubSub, topic: str) -> None:
         """While nothing is answered, the server is sent no more than that."""
