@@ -41,8 +41,8 @@ class Fault:
 class FaultyPubSub:
     """The service, on a port that stays the same when it is stopped and started.
 
-    Put what is to go wrong into `faults`. A message for which `refuses` holds makes its request invalid. `taken` has what was accepted,
-    in order. Topics exist when they are in `topics`; who asks may do what is in `permissions`.
+    Put what is to go wrong into `faults`. A message for which `refuses` holds makes its request invalid. `taken` has
+    what was accepted, in order. Topics exist when they are in `topics`; who asks may do what is in `permissions`.
     """
 
     def __init__(self, topics: Sequence[str]) -> None:

@@ -151,13 +151,6 @@ def emulating(folder: Path) -> Iterator[Emulator]:
         emulator.leave()
 
 
-@pytest.fixture(scope="module", name="emulator")
-def emulator_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
-    """Give an emulator that no other module has; import this under its name."""
-    with emulating(tmp_path_factory.mktemp("emulator")) as running:
-        yield running
-
-
 def missing(reason: str) -> NoReturn:
     """Skip the test for want of an emulator; fail it where the environment variable CI is set."""
     if os.environ.get("CI"):

@@ -14,8 +14,7 @@ from pymongo.errors import PyMongoError
 
 from distributary import log, personal, plugins
 from distributary.change import CODEC
-from distributary.config import Config
-from distributary.config.model import PubSub
+from distributary.config import Config, PubSub
 from distributary.derive.registry import Registry, index_keys
 from distributary.derive.rollup import Rollup
 from distributary.engine import publishing
@@ -34,6 +33,7 @@ from distributary.events.columns import table_of_model
 from distributary.events.envelope import Envelope
 from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
+from distributary.operate.topics import Asked
 from distributary.operate.watch import Watch
 from distributary.ports import Publisher, Start
 from distributary.sink.collections import Indexes, prepare, prepare_rollups
@@ -97,6 +97,18 @@ def registry(config: Config) -> Registry:
     same = config.source.uri.get_secret_value() == config.derived.uri.get_secret_value()
     loaded.check_loop(source_db_is_derived_db=same and config.source.database == config.derived.database)
     return loaded
+
+
+@contextmanager
+def topics(pubsub: PubSub) -> Iterator[Asked]:
+    """Give what asks for topics; raises `EnvironmentFault` without credentials."""
+    from distributary.pubsub.topics import Topics  # noqa: PLC0415 - importing Google's library takes half a second
+
+    asked = Topics(pubsub.project, pubsub.endpoint)
+    try:
+        yield asked
+    finally:
+        asked.close()
 
 
 @dataclass

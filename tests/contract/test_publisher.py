@@ -1,8 +1,9 @@
 """What every publisher promises."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -15,8 +16,7 @@ from distributary.pubsub.publisher import PubSubPublisher
 from tests.conftest import eventually
 from tests.fakes import FakePublisher
 from tests.faulty import Fault, FaultyPubSub, faulty
-from tests.pubsub import PROJECT, Emulator, Received, Subscription
-from tests.pubsub import emulator_of_the_module as emulator_of_the_module
+from tests.pubsub import PROJECT, Emulator, Received, Subscription, emulating
 
 #: Gives what arrived on the topic, in order, once there are so many messages.
 Arrived = Callable[[int], Sequence[Received]]
@@ -211,6 +211,13 @@ class TestFakePublisher(FailingContract):
         )
 
 
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """Give an emulator of the module's own."""
+    with emulating(tmp_path_factory.mktemp("emulator")) as running:
+        yield running
+
+
 class TestEmulator(PublisherContract):
     """The real publisher keeps the contract at Google's emulator."""
 
@@ -232,6 +239,7 @@ class TestEmulator(PublisherContract):
     @pytest.fixture
     def publisher(self, subscription: Subscription) -> Iterator[PubSubPublisher]:
         """Give the real one, which has a subscriber."""
+        assert not subscription.received
         publisher = PubSubPublisher(PROJECT)
         yield publisher
         publisher.close()
@@ -251,13 +259,6 @@ class TestEmulator(PublisherContract):
         assert first_times(numbers(received, "a")) == list(range(0, 20, 2))
 
 
-@dataclass
-class _Answers:
-    """How a fault is told in a test's name."""
-
-    code: grpc.StatusCode
-
-
 class TestFaultyServer(FailingContract):
     """The real publisher keeps the contract at a server that fails."""
 
@@ -275,6 +276,7 @@ class TestFaultyServer(FailingContract):
     @pytest.fixture
     def publisher(self, service: FaultyPubSub) -> Iterator[PubSubPublisher]:
         """Give the real one, impatient."""
+        assert service.requests == 0
         publisher = PubSubPublisher(PROJECT, answer_seconds=2)
         yield publisher
         publisher.close()
@@ -375,12 +377,28 @@ class TestFaultyServer(FailingContract):
         assert first_times(numbers(received, "b")) == list(range(1, 200, 3))
         assert set(numbers(received, "")) == {0, *range(2, 200, 3)}
 
+    def test_another_thread_may_close_it(
+        self, publisher: PubSubPublisher, service: FaultyPubSub, topic: str
+    ) -> None:
+        """What is being sent then is confirmed or has failed soon, and nothing raises; nor does closing it again."""
+        service.faults.append(Fault(times=100_000, seconds=0.2))
+        messages = [message(topic, number, f"{number % 50}") for number in range(3000)]
+        with ThreadPoolExecutor(1) as threads:
+            sending = threads.submit(publisher.send, messages)
+            eventually(lambda: service.requests)
+            publisher.close()
+            sent = sending.result(timeout=6)
+        publisher.close()
+        assert any(each.error for each in sent)
+        assert not any(each.lasting for each in sent)
+        assert all(each.error for each in publisher.send(messages[:2]))
+
     def test_what_is_under_way_is_bounded_in_bytes(self, service: FaultyPubSub, topic: str) -> None:
         """While nothing is answered, the server is sent no more than that."""
         held: list[int] = []
 
-        def hold(request: object) -> bool:
-            held.append(sum(len(each.data) for each in request.messages))  # type: ignore[attr-defined]
+        def hold(request: Any) -> bool:
+            held.append(sum(len(each.data) for each in request.messages))
             return True
 
         service.faults.append(Fault(grpc.StatusCode.UNAVAILABLE, times=100_000, seconds=3600, when=hold))

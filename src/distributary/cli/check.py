@@ -1,21 +1,22 @@
 """`distributary check`: the preflight."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
 from pymongo.errors import PyMongoError
 from rich.text import Text
 
-from distributary.assemble import connect, registry
+from distributary.assemble import connect, registry, topics
 from distributary.cli.common import config_option, console, emit_json, json_option, open_config
 from distributary.cli.failures import of_driver
-from distributary.config import Config, redact
+from distributary.config import Config, PubSub, redact
 from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, EnvironmentFault
 from distributary.log import without_credentials
 from distributary.operate.check import Finding, Level, Preflight, exit_code, faults, ok
+from distributary.operate.topics import SUBJECT, findings, published
 
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
 
@@ -23,12 +24,14 @@ _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
 @click.command("check")
 @config_option
 @json_option
-@click.option("--fix", is_flag=True, help="Switch on the images that triggers want; nothing else is written.")
+@click.option(
+    "--fix", is_flag=True, help="Switch on the images that triggers want, and create missing topics."
+)
 def command(config_path: Path | None, *, fix: bool, as_json: bool) -> int:
     """Look whether everything that a worker needs is there; nothing is written without --fix.
 
     With --fix, source collections whose triggers want the document before or behind a change keep it from now on
-    (changeStreamPreAndPostImages); what was switched on is told.
+    (changeStreamPreAndPostImages), and missing Pub/Sub topics are created; what was done is told.
 
     Shows every finding with its cure. Exit code 2 when configuration or transform modules are wrong, else 3
     when the environment is; warnings leave it at 0.
@@ -59,6 +62,8 @@ def _found(config_path: Path | None, *, fix: bool) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield from faults("transforms", error)
     yield from _deployments(config, plugged, fix=fix)
+    if config.pubsub is not None and plugged is not None:
+        yield from _topics(config.pubsub, published(plugged), fix=fix)
 
 
 def _deployments(config: Config, plugged: Registry | None, *, fix: bool) -> Iterator[Finding]:
@@ -77,6 +82,14 @@ def _deployments(config: Config, plugged: Registry | None, *, fix: bool) -> Iter
             ).run()
     except PyMongoError as error:  # a connection string that only a name server can refuse
         yield from faults("source", of_driver(error) or EnvironmentFault(f"{error}"))
+
+
+def _topics(pubsub: PubSub, wanted: Mapping[str, Sequence[str]], *, fix: bool) -> Iterator[Finding]:
+    try:
+        with topics(pubsub) as asked:
+            yield from findings(asked, wanted, fix=fix)
+    except EnvironmentFault as error:
+        yield from faults(SUBJECT, error)
 
 
 def _show(finding: Finding) -> None:

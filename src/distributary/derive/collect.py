@@ -18,6 +18,7 @@ from distributary.derive.fingerprint import (
 from distributary.derive.found import Declared, DeclaredRollup, Found, Marked, MarkedTrigger
 from distributary.derive.records import DerivedCollection
 from distributary.derive.rollup import Rollup
+from distributary.derive.topics import topics_in
 from distributary.derive.transform import MARK, Mark
 from distributary.derive.trigger import TRIGGER_MARK, TriggerMark
 from distributary.errors import Fault
@@ -128,8 +129,10 @@ def _triggers(module: Module, resolve: Resolve) -> Iterator[MarkedTrigger]:
         if mark and id(value) not in seen and _defines(module, name):
             seen.add(id(value))
             code = code_of(module, name, mark.source, resolve)
-            reads = frozenset[str]().union(*map(_reads, module.bindings.get(name, ())))
-            yield MarkedTrigger(mark, value, f"{module.file}:{line}", code, reads)
+            statements = module.bindings.get(name, ())
+            reads = frozenset[str]().union(*map(_reads, statements))
+            topics = frozenset(topics_in(statements, module.values))
+            yield MarkedTrigger(mark, value, f"{module.file}:{line}", code, reads, topics)
 
 
 def _reads(statement: ast.stmt) -> frozenset[str]:

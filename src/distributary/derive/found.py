@@ -46,13 +46,14 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class MarkedTrigger:
-    """A function that is marked as a trigger; `reads` are the images of a change that its code names."""
+    """A function that is marked as a trigger; `reads` and `topics` are as in `Trigger`."""
 
     mark: TriggerMark
     function: Callable[[Any], Any]
     place: str
     code: Code
     reads: frozenset[str]
+    topics: frozenset[str] = frozenset()
 
 
 class _Named(Protocol):

@@ -169,6 +169,7 @@ def trigger_of(marked: MarkedTrigger) -> Trigger:
         mark.project,
         marked.reads,
         code.pseudonyms,
+        marked.topics,
     )
 
 

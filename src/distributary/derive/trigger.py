@@ -82,7 +82,8 @@ class Trigger:
 
     `operations`, `match` and `project` are as in the decorator, `collections` the derived collections that its code
     names, and `place` is `file:line`. `reads` has those of the attributes `before` and `document` that its code names.
-    `pseudonyms` tells whether its code makes pseudonyms, which depend on a key.
+    `pseudonyms` tells whether its code makes pseudonyms, which depend on a key. `topics` are those that its code names
+    by a text; it may publish to others.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Trigger:
     project: Mapping[str, Any] | None
     reads: frozenset[str] = frozenset()
     pseudonyms: bool = False
+    topics: frozenset[str] = frozenset()
 
 
 class LeftOut(Exception):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import wait
-from threading import Event
+from threading import Event, Lock
 from time import monotonic
 
 from google.api_core.exceptions import GoogleAPICallError, InvalidArgument
@@ -46,7 +46,7 @@ _Lane = tuple[str, str]
 
 
 class PubSubPublisher:
-    """Publishes to the topics of a project; see `Publisher`. One thread uses it at a time.
+    """Publishes to the topics of a project; see `Publisher`. One thread sends at a time; another one may close it.
 
     Raises `EnvironmentFault` when there are no credentials. `answer_seconds` bound each request, and half of them
     the time in which requests begin.
@@ -72,20 +72,38 @@ class PubSubPublisher:
             timeout=answer_seconds,
         )
         self._client = self._open()
+        self._lock = Lock()
+        self._is_sending = self._is_closed = False
 
     def send(self, messages: Sequence[Message]) -> Sequence[Sent]:
         """Publish; returns once it is known of each message what became of it."""
+        with self._lock:
+            if self._is_closed:
+                return [_LATE] * len(messages)
+            self._is_sending = True
         sending = _Sending(self._client, self._project, messages, self._seconds)
         sent = sending.run()
-        if not sending.resume():
-            self.close()
-            self._client = self._open()
+        self._done(is_sound=sending.resume())
         return sent
 
     def close(self) -> None:
-        """Close the connection; what is under way fails."""
-        self._client.stop()
-        self._client.transport.close()
+        """Begin no more requests; what is under way has its time, and then the connection is closed."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._client.stop()
+                if not self._is_sending:
+                    self._client.transport.close()
+
+    def _done(self, *, is_sound: bool) -> None:
+        with self._lock:
+            self._is_sending = False
+            if self._is_closed:
+                self._client.transport.close()
+            elif not is_sound:
+                self._client.stop()
+                self._client.transport.close()
+                self._client = self._open()
 
     def _open(self) -> PublisherClient:
         return open_client(self._endpoint, batch_settings=_BATCH, publisher_options=self._options)
@@ -154,7 +172,10 @@ class _Sending:
         topic = path_of(self._project, message.topic)
         while (left := self._begin_until - monotonic()) > 0:
             self._room.clear()
-            future = self._client.publish(topic, message.data, message.ordering_key, **message.attributes)
+            try:
+                future = self._client.publish(topic, message.data, message.ordering_key, **message.attributes)
+            except RuntimeError:  # closed by another thread
+                return None
             if not _is_full(future):
                 future.add_done_callback(lambda _: self._room.set())
                 return future
