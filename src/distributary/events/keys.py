@@ -41,7 +41,7 @@ def key_text(key: Any) -> str:
 
 
 def record_key(key: Any) -> str:
-    """Write a key as canonical Extended JSON: the same exactly for keys that MongoDB takes for equal, like 1 and 1.0."""
+    """Write a key as canonical Extended JSON: the same for keys that MongoDB takes for equal, and only for those."""
     return canonical(_with_one_number(key))
 
 
