@@ -17,8 +17,8 @@ from distributary.derive.records import ENGINE_FIELD, DerivedCollection
 from distributary.derive.trigger import Event
 from distributary.events import bigquery
 from distributary.events.columns import table_of_model
-from distributary.events.jsons import PLAIN, RELAXED, canonical, decoded, dumps, rfc3339
-from distributary.events.keys import key_text, ordering_key, plain_key
+from distributary.events.jsons import PLAIN, RELAXED, decoded, dumps, rfc3339
+from distributary.events.keys import key_text, ordering_key, plain_key, record_key
 from distributary.excerpt import key_of
 
 UPSERTED = "distributary.record.upserted"
@@ -131,7 +131,7 @@ class Envelope:
             time=_time(change.time),
             position=change.position,
             sequence=f"{revision:016x}-{number:08x}",
-            recordkey=canonical(key),
+            recordkey=record_key(key),
         )
 
     def _record_id(self, change: RecordChange, key: Any, kind: str) -> str:
@@ -139,7 +139,7 @@ class Envelope:
         named = (kind, self._worker, change.collection)
         if change.document is not None:
             return _digest(*named, last=change.document)
-        return _digest(*named, canonical(key), *map(str, change.sequence))
+        return _digest(*named, record_key(key), *map(str, change.sequence))
 
     def _source(self, name: str) -> str:
         return f"/distributary/{quote(self._worker, safe='')}/{quote(name, safe='')}"

@@ -10,7 +10,7 @@ from bson import Binary, Decimal128, Int64, ObjectId, encode
 from bson.datetime_ms import DatetimeMS
 
 from distributary.change import CODEC
-from distributary.events.jsons import PLAIN, RELAXED, decimal_of, decoded, dumps, is_uuid
+from distributary.events.jsons import PLAIN, RELAXED, canonical, decimal_of, decoded, dumps, is_uuid
 
 #: Pub/Sub's limit on an ordering key, in bytes of UTF-8.
 MAX_ORDERING_KEY = 1024
@@ -38,6 +38,11 @@ def key_text(key: Any) -> str:
     """
     write = _TEXTS.get(key.__class__)
     return write(key) if write else dumps(_with_one_number(key), RELAXED).decode()
+
+
+def record_key(key: Any) -> str:
+    """Write a key as canonical Extended JSON: the same for keys that MongoDB takes for equal, and only for those."""
+    return canonical(_with_one_number(key))
 
 
 def key_kind(key: Any) -> str:
@@ -102,7 +107,9 @@ def _with_one_number(value: Any) -> Any:
         return {name: _with_one_number(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_with_one_number(each) for each in value]
-    return _one_number(value) if value.__class__ in (float, Decimal128) else value
+    if value.__class__ in (float, Decimal128):
+        return _one_number(value)
+    return int(value) if value.__class__ is Int64 else value
 
 
 def _one_number(value: float | Decimal128) -> Any:
