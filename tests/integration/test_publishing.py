@@ -14,9 +14,7 @@ from bson import json_util
 from tests.conftest import Databases, eventually
 from tests.faulty import Fault, FaultyPubSub, faulty
 from tests.harness import Harness
-from tests.pubsub import PROJECT, Emulator, Received, emulator_of_the_module
-
-__all__ = ["emulator_of_the_module"]
+from tests.pubsub import PROJECT, Emulator, Received, emulating
 
 MODULE = """
     from distributary import DerivedCollection, Publish, transform, trigger
@@ -91,6 +89,13 @@ class Topics:
         for name, topic in self.names.items():
             code = code.replace(f'"{name}"', f'"{topic}"')
         return code
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """Give an emulator of the module's own."""
+    with emulating(tmp_path_factory.mktemp("emulator")) as running:
+        yield running
 
 
 @pytest.fixture

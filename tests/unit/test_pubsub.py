@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from distributary.derive.topics import is_topic
 from distributary.errors import EnvironmentFault
+from distributary.events.envelope import Message
 from distributary.plugins import load
-from distributary.ports import Message
 from distributary.pubsub.client import open_client
-from distributary.pubsub.limits import MAX_BYTES, is_topic, path_of, refusal, size_of
+from distributary.pubsub.limits import MAX_BYTES, path_of, refusal, size_of
 from distributary.pubsub.standing import Standing, Topic, refuse
 from tests.pubsub import HOST_VARIABLE
 

@@ -33,7 +33,8 @@ def command(
     """Derive all existing documents, and remove derived records whose source is gone.
 
     The running worker does it between its batches, as a job that survives crashes and restarts; without one this
-    process takes the lease and does it. What changes is published, with --publish all records are. Ctrl-C leaves the job to the worker. Exits with 1 when a job was cancelled.
+    process takes the lease and does it. What changes is published, with --publish all records are.
+    Ctrl-C leaves the job to the worker. Exits with 1 when a job was cancelled.
     """
     query = None if only is None else _query(only)
     config = open_config(config_path)

@@ -16,7 +16,7 @@ from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, EnvironmentFault
 from distributary.log import without_credentials
 from distributary.operate.check import Finding, Level, Preflight, exit_code, faults, ok
-from distributary.operate.topics import SUBJECT, findings, published
+from distributary.operate.topics import SUBJECT, findings, published, unpublished
 
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
 
@@ -62,8 +62,11 @@ def _found(config_path: Path | None, *, fix: bool) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield from faults("transforms", error)
     yield from _deployments(config, plugged, fix=fix)
-    if config.pubsub is not None and plugged is not None:
-        yield from _topics(config.pubsub, published(plugged), fix=fix)
+    wanted = published(plugged) if plugged is not None else {}
+    if config.pubsub is not None:
+        yield from _topics(config.pubsub, wanted, fix=fix)
+    elif wanted:
+        yield unpublished(wanted)
 
 
 def _deployments(config: Config, plugged: Registry | None, *, fix: bool) -> Iterator[Finding]:

@@ -58,8 +58,9 @@ def command(
 
     Readers see the old collections, whole, until each new one takes its place in one step. The running worker does
     it between its batches, as a job that survives crashes and restarts; without one this process takes the lease and
-    does it. Nothing is published unless it is asked for; then every record is. Ctrl-C leaves the job to the worker, `distributary jobs cancel` ends it and leaves the live collections as
-    they are. Exits with 1 when it was cancelled or cannot be done.
+    does it. Nothing is published unless it is asked for; then every record is. Ctrl-C leaves the job to the worker,
+    `distributary jobs cancel` ends it and leaves the live collections as they are. Exits with 1 when it was cancelled
+    or cannot be done.
     """
     if left_behind == bool(names) or (left_behind and (keep or undo or publish)) or (keep and undo):
         raise click.UsageError(

@@ -56,9 +56,9 @@ def command(
 
     The running worker does it between its batches, as a job that survives crashes and restarts; without one this
     process takes the lease and does it. The worker's own position stays where it is, nothing goes back to an older
-    state, and nothing that was deleted comes back. Nothing is published unless it is asked for; then every record is that
-    the replay comes to, under the id that it was published with before. Exits with 1 when the job was cancelled, and with 4 when the
-    history no longer reaches back so far.
+    state, and nothing that was deleted comes back. Nothing is published unless it is asked for; then every record is
+    that the replay comes to, under the id that it was published with before. Exits with 1 when the job was cancelled,
+    and with 4 when the history no longer reaches back so far.
     """
     config = open_config(config_path)
     plugged = registry(config)

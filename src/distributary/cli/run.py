@@ -9,10 +9,14 @@ from types import FrameType
 import click
 
 from distributary import log
-from distributary.assemble import Assembled, connect, registry
+from distributary.assemble import Assembled, connect, registry, topics
 from distributary.cli.common import config_option, open_config
+from distributary.config import PubSub
+from distributary.derive.registry import Registry
 from distributary.engine.worker import Goal
 from distributary.errors import Failed
+from distributary.operate.topics import published
+from distributary.pubsub.standing import refuse
 
 logger = log.get_logger()
 
@@ -37,9 +41,20 @@ def command(config_path: Path | None, until_caught_up: bool) -> None:  # noqa: F
     plugged = registry(config)
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
+        _look_at_topics(config.pubsub, plugged)
         now = assembled.goal_of_now()
         _stop_on_signals(assembled)
         _supervise(lambda: assembled.serve(now if until_caught_up else Goal()), assembled)
+
+
+def _look_at_topics(pubsub: PubSub | None, plugged: Registry) -> None:
+    """Refuse topics that nothing can be published to; raises `EnvironmentFault`."""
+    wanted = published(plugged)
+    if pubsub is not None and wanted:
+        with topics(pubsub) as asked:
+            refuse(asked.look(name) for name in wanted)
+    elif wanted:
+        logger.warning("nothing is published", topics=sorted(wanted), reason="there is no pubsub.project")
 
 
 def _supervise(work: Callable[[], None], assembled: Assembled) -> None:

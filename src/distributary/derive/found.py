@@ -12,8 +12,9 @@ from bson.errors import BSONError
 
 from distributary.change import CODEC
 from distributary.derive.fingerprint import Code
-from distributary.derive.records import ENGINE_FIELD, DerivedCollection
+from distributary.derive.records import ENGINE_FIELD, FORMATS, DerivedCollection
 from distributary.derive.rollup import Rollup, problems
+from distributary.derive.topics import is_topic
 from distributary.derive.transform import Function, Mark
 from distributary.derive.trigger import OPERATIONS, TriggerMark
 from distributary.errors import Fault
@@ -400,6 +401,18 @@ def _collection_faults(declared: Declared) -> Iterator[Fault]:
             place,
             f"derived collection {collection.name!r:.80} {problem}.",
             'Write indexes as a list, each a field name or a list of them: ["sku", ["customer_id", "-at"]].',
+        )
+    if collection.publish is not None and not (_is_text(collection.publish) and is_topic(collection.publish)):
+        yield Fault(
+            place,
+            f"derived collection {collection.name!r:.80} is published to {collection.publish!r:.60}, no topic.",
+            "Name one of 3 to 255 letters, digits and -._~+%, a letter first, that does not begin with goog.",
+        )
+    if collection.format not in FORMATS:
+        yield Fault(
+            place,
+            f"derived collection {collection.name!r:.80} has the format {collection.format!r:.80}.",
+            f"There are: {', '.join(FORMATS)}.",
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from bson import ObjectId, Regex, encode
 from bson.errors import BSONError
@@ -18,6 +18,11 @@ ENGINE_FIELD = "_src"
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 
 IndexSpec = str | Sequence[str]
+
+Format = Literal["cloudevents", "bigquery"]
+
+#: What is published of a record: an event, or a row of a table.
+FORMATS: tuple[str, ...] = get_args(Format)
 
 
 class BadRecord(ValueError):
@@ -66,7 +71,7 @@ class DerivedCollection:
     name: str
     indexes: Sequence[IndexSpec] = field(default=())
     publish: str | None = None
-    format: Literal["cloudevents", "bigquery"] = "cloudevents"
+    format: Format = "cloudevents"
     model: type | None = None
 
     def record(self, key: Any, fields: Mapping[str, Any]) -> Record:

@@ -1,12 +1,26 @@
 """The topics that are published to, as far as they are known before anything is published."""
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from distributary.derive.fingerprint import value_of
 from distributary.derive.names import dotted
 from distributary.derive.trigger import Publish
+
+#: What Pub/Sub keeps for itself, at the beginning of an attribute's name and of a topic's.
+RESERVED = "goog"
+
+_TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
+_PATH = re.compile(r"projects/[^/]+/topics/([^/]+)")
+
+
+def is_topic(name: str) -> bool:
+    """Whether Pub/Sub can have a topic of this name (its documentation, "Resource names")."""
+    whole = _PATH.fullmatch(name)
+    short = whole[1] if whole else name
+    return bool(_TOPIC.fullmatch(short)) and not short.startswith(RESERVED)
 
 
 def topics_in(statements: Iterable[ast.stmt], values: Mapping[str, Any]) -> Iterator[str]:

@@ -43,6 +43,12 @@ def findings(topics: Asked, wanted: Mapping[str, Sequence[str]], *, fix: bool) -
             yield _finding(topic, ", ".join(publishers))
 
 
+def unpublished(wanted: Mapping[str, Sequence[str]]) -> Finding:
+    """Give the finding for topics of which nobody says in which project they are."""
+    message = f"there is no pubsub.project, so what is published to {', '.join(sorted(wanted))} waits in the outbox."
+    return Finding(Level.WARNING, SUBJECT, message, "Set pubsub.project.")
+
+
 def _created(topics: Asked, name: str, topic: Topic) -> Iterator[Finding]:
     try:
         topics.create(name)

@@ -1,7 +1,6 @@
 """What Pub/Sub takes: names of topics, and messages (its documentation, "Quotas and limits")."""
 
-import re
-
+from distributary.derive.topics import RESERVED, is_topic
 from distributary.events.envelope import Message
 
 #: Of a request to publish, and so of a message with all that belongs to it. Google's library refuses more itself.
@@ -11,26 +10,13 @@ MAX_ATTRIBUTES = 100
 MAX_ATTRIBUTE_NAME_BYTES = 256
 MAX_ATTRIBUTE_BYTES = 1024
 
-#: What Pub/Sub keeps for itself, at the beginning of an attribute's name and of a topic's.
-RESERVED = "goog"
-
 #: Bytes that a message, or an attribute of it, takes beside what is in it, at most.
 _FRAME = 32
-
-_TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9._~+%-]{2,254}")
-_PATH = re.compile(r"projects/[^/]+/topics/([^/]+)")
 
 
 def path_of(project: str, topic: str) -> str:
     """Give the whole name of a topic of the project; one of another project is given whole."""
     return topic if "/" in topic else f"projects/{project}/topics/{topic}"
-
-
-def is_topic(name: str) -> bool:
-    """Whether there can be such a topic."""
-    whole = _PATH.fullmatch(name)
-    short = whole[1] if whole else name
-    return bool(_TOPIC.fullmatch(short)) and not short.startswith(RESERVED)
 
 
 def size_of(message: Message, project: str) -> int:

@@ -10,9 +10,10 @@ from google.api_core.exceptions import (
 )
 from google.auth.exceptions import GoogleAuthError
 
+from distributary.derive.topics import is_topic
 from distributary.errors import EnvironmentFault
 from distributary.pubsub.client import open_client
-from distributary.pubsub.limits import is_topic, path_of
+from distributary.pubsub.limits import path_of
 from distributary.pubsub.standing import PUBLISH, Standing, Topic
 
 _ANSWER_SECONDS = 10.0
