@@ -115,7 +115,7 @@ def test_events_lie_in_the_outbox(harness: Harness) -> None:
     harness.databases.raw.forms.insert_many([{"_id": n} for n in range(3)])
     harness.catch_up()
     found = list(harness.databases.state.outbox.find().sort("_id", 1))
-    assert [each["data"] for each in found] == [{"form": 0}, {"form": 1}, {"form": 2}]
+    assert [json.loads(each["data"])["data"] for each in found] == [{"form": 0}, {"form": 1}, {"form": 2}]
     assert [each["ordering_key"] for each in found] == ["0", "1", "2"]
     assert {each["topic"] for each in found} == {"forms"}
     assert [each["position"] for each in found] == [each["_id"] for each in trail(harness)]

@@ -249,7 +249,7 @@ def _events(stage: Stage, play: Play, worker: Worker, customer: str) -> list[dic
 
     def waiting() -> list[dict[str, Any]]:
         found = stage.client[STATE][OUTBOX].find({"topic": play.topic, "ordering_key": customer})
-        return [{"topic": each["topic"], "data": each["data"]} for each in found]
+        return [{"topic": each["topic"], "data": json.loads(each["data"])["data"]} for each in found]
 
     if play.topic is None:
         return []
