@@ -151,6 +151,13 @@ def emulating(folder: Path) -> Iterator[Emulator]:
         emulator.leave()
 
 
+@pytest.fixture(scope="module", name="emulator")
+def emulator_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """Give an emulator that no other module has; a module that imports this has it under the name `emulator`."""
+    with emulating(tmp_path_factory.mktemp("emulator")) as running:
+        yield running
+
+
 def missing(reason: str) -> NoReturn:
     """Skip the test for want of an emulator; fail it where the environment variable CI is set."""
     if os.environ.get("CI"):

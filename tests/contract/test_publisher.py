@@ -16,7 +16,9 @@ from distributary.pubsub.publisher import PubSubPublisher
 from tests.conftest import eventually
 from tests.fakes import FakePublisher
 from tests.faulty import Fault, FaultyPubSub, faulty
-from tests.pubsub import PROJECT, Emulator, Received, Subscription, emulating
+from tests.pubsub import PROJECT, Emulator, Received, Subscription, emulator_of_the_module
+
+__all__ = ["emulator_of_the_module"]
 
 #: Gives what arrived on the topic, in order, once there are so many messages.
 Arrived = Callable[[int], Sequence[Received]]
@@ -209,13 +211,6 @@ class TestFakePublisher(FailingContract):
         return lambda key, accepted: publisher.failing.append(
             (lambda each: each.ordering_key == key, accepted)
         )
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
-    """Give an emulator of the module's own."""
-    with emulating(tmp_path_factory.mktemp("emulator")) as running:
-        yield running
 
 
 class TestEmulator(PublisherContract):

@@ -14,7 +14,9 @@ from distributary.pubsub.topics import Topics
 from tests.conftest import Databases
 from tests.faulty import FaultyPubSub, faulty
 from tests.harness import Harness
-from tests.pubsub import PROJECT, Emulator, emulating
+from tests.pubsub import PROJECT, Emulator, emulator_of_the_module
+
+__all__ = ["emulator_of_the_module"]
 
 MODULE = """
     from distributary import Publish, trigger
@@ -23,13 +25,6 @@ MODULE = """
     def told(change):
         yield Publish("{topic}", {{}})
 """
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
-    """Give an emulator of the module's own."""
-    with emulating(tmp_path_factory.mktemp("emulator")) as running:
-        yield running
 
 
 @pytest.fixture
