@@ -68,8 +68,8 @@ def with_images(harness: Harness) -> None:
 
 
 def trail(harness: Harness) -> list[dict[str, Any]]:
-    """Give the audit trail in the order of the changes."""
-    return list(harness.databases.derived.audit.find().sort("_id", 1))
+    """Give the audit trail in the order in which it was written."""
+    return list(harness.databases.derived.audit.find().sort("$natural", 1))
 
 
 def operations(harness: Harness) -> list[tuple[Any, str]]:

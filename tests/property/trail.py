@@ -67,7 +67,9 @@ class Trail:
             assert told.get(each["_id"]) == (each["of"], each["operation"]), f"{each} never happened"
 
     def _found(self) -> list[str]:
-        return [each["_id"] for each in self._databases.derived[AUDIT].find({}, {"_id": 1}).sort("_id", 1)]
+        """Give the positions of the records in the order in which they were written."""
+        found = self._databases.derived[AUDIT].find({}, {"_id": 1}).sort("$natural", 1)
+        return [each["_id"] for each in found]
 
     def _saved(self) -> TriggerStream | None:
         checkpoint = Checkpoints(self._databases.state).load("default")
