@@ -10,7 +10,7 @@ import pytest
 from distributary.derive.transform import derive
 from distributary.errors import ConfigurationError
 from distributary.sink import rollups as sink_rollups
-from tests.conftest import Databases, eventually
+from tests.conftest import Databases
 from tests.harness import CUSTOMERS, ORDERS, Harness, work
 
 #: Orders with an audit trail, and a rollup over that.
@@ -111,11 +111,12 @@ def test_a_rollup_over_an_audit_trail(
     monkeypatch.setattr(sink_rollups, "ROLLUP_RECORDS", 3)
     harness = Harness(databases, tmp_path / "modules", {"audit": AUDITED})
     harness.catch_up()
-    with harness.running():
-        databases.raw.orders.insert_one(order(0))
-        eventually(lambda: counted(harness) == 1)
-        databases.raw.orders.insert_many([order(number) for number in range(1, 10)])
-        eventually(lambda: counted(harness) == 10)
+    databases.raw.orders.insert_one(order(0))
+    harness.catch_up()
+    assert counted(harness) == 1
+    databases.raw.orders.insert_many([order(number) for number in range(1, 10)])
+    harness.catch_up()
+    assert counted(harness) == 10
 
 
 def counted(harness: Harness) -> int:
