@@ -383,13 +383,16 @@ def test_a_contribution_is_backfilled_while_others_stream(harness: Harness) -> N
     raw.orders.insert_many([order(number, number % 60) for number in range(600)])
     harness.catch_up()
     harness.write({"customers": CUSTOMERS})
-    harness.settings = {"worker.scan_documents": "20"}
-    with harness.running():
+    harness.settings = {"worker.scan_documents": "20", "worker.job_documents_per_second": "20"}
+    with harness.running() as assembled:
+        eventually(lambda: any(job.documents for job in assembled.jobs().open()))
         for number in range(50):
             raw.users.update_one({"_id": number}, {"$set": {"city": f"city {number}"}})
             raw.orders.update_one({"_id": number}, {"$set": {"user": 99}})
             raw.orders.delete_one({"_id": 300 + number})
         eventually(lambda: (seen(harness, 49) or {}).get("profile", {}).get("city") == "city 49")
+        assert assembled.jobs().open(), "the job was done before the others changed"
+    harness.settings = {"worker.scan_documents": "20"}
     harness.catch_up()
     harness.assert_equal()
 
