@@ -12,7 +12,7 @@ from distributary import Publish
 from distributary.personal import personal_key, pseudonym
 from distributary.plugins import load as loaded
 from distributary.sample.insurance import SIZES, data_set, sizes_at
-from distributary.testing import NotDerived, derive, load, react
+from distributary.testing import NotDerived, Records, derive, load, react
 from tests.recompute import Functions, recompute
 
 FOLDER = Path(__file__).parents[2] / "transformers/insurance"
@@ -372,7 +372,7 @@ def test_a_member_is_addressed_with_what_they_do_not_hold() -> None:
 )
 def test_nobody_is_addressed_without_consent(change: dict[str, Any], channels: list[str]) -> None:
     """Consent that is withdrawn, missing or anything but `true` leaves no record; nor does a missing address."""
-    found = derive(SHIPPED["members"], a_member(**change)).get("campaign_audience", {})
+    found = derive(SHIPPED["members"], a_member(**change)).get("campaign_audience", Records([]))
     assert [each["channel"] for each in found.values()] == channels
 
 
