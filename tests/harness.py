@@ -140,6 +140,13 @@ class Harness:
             **options,
         )
 
+    def said(self, *arguments: str, code: int = 0) -> str:
+        """Give what a verb prints; where it only complains, that."""
+        with self.process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            out, err = process.communicate(timeout=90)
+        assert process.returncode == code, out + err
+        return out or err
+
     def recomputed(self) -> dict[str, dict[Any, bytes]]:
         """Derive everything anew: per derived collection, the record's content by the identity of its key.
 

@@ -81,7 +81,7 @@ def test_the_groups_of_a_repaired_shared_record_are_computed(harness: Harness, d
     """A group that was computed from a damaged record is computed again with the repair."""
     DAMAGES[damage](harness)
     compute_all(harness)
-    assert said(harness, "verify", "--repair")["repaired"]
+    assert json.loads(harness.said("verify", "--repair", "--json"))["repaired"]
     harness.catch_up()
     harness.assert_equal()
 
@@ -94,14 +94,6 @@ def compute_all(harness: Harness) -> None:
     for code in (changed, CUSTOMERS):
         harness.write({"orders": code})
         harness.catch_up()
-
-
-def said(harness: Harness, *arguments: str) -> Any:
-    """Give what a verb answers."""
-    process = harness.process(*arguments, "--json", stdout=-1, stderr=-1)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, out + err
-    return json.loads(out)
 
 
 def test_a_rollup_over_an_audit_trail(

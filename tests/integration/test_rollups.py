@@ -383,12 +383,9 @@ def test_status_counts_what_is_pending(harness: Harness) -> None:
     harness.catch_up()
     harness.write(module(spend(compute='{"spent": {"$sum": {"$toInt": "$total"}}}')))
     harness.catch_up()
-    with harness.process("status", "--json", stdout=PIPE) as process:
-        answer = json.loads(process.communicate(timeout=60)[0])
+    answer = json.loads(harness.said("status", "--json"))
     assert answer["workers"][0]["pending_groups"] == {"groups": 1, "failing": 1}
-    with harness.process("status", stdout=PIPE) as process:
-        out, _ = process.communicate(timeout=60)
-    assert "groups that are still to be computed: 1, and 1 of them cannot be" in out
+    assert "groups that are still to be computed: 1, and 1 of them cannot be" in harness.said("status")
 
 
 def test_check_names_rollups(harness: Harness) -> None:

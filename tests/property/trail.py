@@ -10,6 +10,9 @@ from distributary.store.checkpoints import Checkpoints
 from tests.conftest import Databases
 from tests.property.past import AUDIT
 
+#: The collections whose changes are told.
+SOURCES = ("orders", "users")
+
 #: Where a mark is written that ends what is read of the history.
 MARKS = "marks"
 
@@ -87,7 +90,3 @@ class Trail:
             elif source in SOURCES:
                 change = _Change(each["_id"]["_data"], each["clusterTime"], key, each["operationType"])
                 self._changes.append(change)
-
-
-#: The collections whose changes are told.
-SOURCES = ("orders", "users")
