@@ -60,6 +60,7 @@ from distributary.ports import (
     Waiting,
 )
 from distributary.state import Checkpoint, Job, JobKind, Letter, LetterKey, ParkedLetter, SlowTransform
+from distributary.testing.order import in_order
 
 Document = dict[str, Any]
 
@@ -71,9 +72,8 @@ class Entry(NamedTuple):
     change: Change | CollectionChange
 
 
-def ordered(key: Any) -> tuple[int, Any]:
-    """Give a key's place in MongoDB's order of the types that tests use."""
-    return (0, key) if isinstance(key, int | float) else (1, key)
+#: Lie before and behind all that `in_order` gives.
+LOWEST, HIGHEST = (-1, 0), (99, 0)
 
 
 class Raw:
@@ -163,9 +163,9 @@ class Raw:
         until: tuple[Any, ...] = (),
     ) -> Snapshot:
         """Read the next documents in key order."""
-        low, high = ordered(after[0]) if after else (-1, 0), ordered(until[0]) if until else (2, 0)
-        found = self._snapshot(collection, at, lambda document: low < ordered(document["_id"]) < high)
-        documents = sorted(found.documents, key=lambda document: ordered(document["_id"]))
+        low, high = in_order(after[0]) if after else LOWEST, in_order(until[0]) if until else HIGHEST
+        found = self._snapshot(collection, at, lambda document: low < in_order(document["_id"]) < high)
+        documents = sorted(found.documents, key=lambda document: in_order(document["_id"]))
         return Snapshot(found.time, documents[skip : skip + limit])
 
     def keys(
@@ -177,7 +177,7 @@ class Raw:
 
     def last(self, collection: str) -> tuple[Any, ...]:
         """Give the last key in its order."""
-        keys = sorted((document["_id"] for document in self.documents(collection)), key=ordered)
+        keys = sorted((document["_id"] for document in self.documents(collection)), key=in_order)
         return tuple(keys[-1:])
 
     def existing(self, collection: str, keys: Sequence[Any]) -> Snapshot:
@@ -385,8 +385,8 @@ class FakeSink:
             for (name, _), document in self.deployment.rows.records.items()
             if name == collection and document["_src"]["by"] == transform
         ]
-        low = ordered(after[0]) if after else (-1, 0)
-        return sorted((key for key in found if ordered(key) > low), key=ordered)[:limit]
+        low = in_order(after[0]) if after else LOWEST
+        return sorted((key for key in found if in_order(key) > low), key=in_order)[:limit]
 
     def carry(
         self,
@@ -442,7 +442,7 @@ class FakeSink:
         for place in [each for each in records if each[0] == shared]:
             del records[place]
         mine = [each for place, each in records.items() if place[0] == parts]
-        for each in sorted(mine, key=lambda each: ordered(each["_id"].get("i"))):
+        for each in sorted(mine, key=lambda each: in_order(each["_id"].get("i"))):
             key, name = each["_id"]["k"], each["_id"]["s"]
             whole = records.setdefault((shared, identity(key)), {"_id": key, "_src": {"shared": True}})
             if "i" in each["_id"]:
@@ -461,9 +461,9 @@ class FakeSink:
     ) -> Behind:
         """Copy the next records."""
         with self.deployment.transaction() as session:
-            low = ordered(after[0]) if after else (-1, 0)
+            low = in_order(after[0]) if after else LOWEST
             mine = [each for place, each in self.deployment.rows.records.items() if place[0] == name]
-            records = sorted((each for each in mine if ordered(each["_id"]) > low), key=_in_order)[:limit]
+            records = sorted((each for each in mine if in_order(each["_id"]) > low), key=_in_order)[:limit]
             for each in records:
                 self.deployment.rows.records.setdefault((onto, identity(each["_id"])), each)
             if shared is not None:
@@ -517,7 +517,7 @@ class FakeSink:
 
 
 def _in_order(document: Document) -> tuple[int, Any]:
-    return ordered(document["_id"])
+    return in_order(document["_id"])
 
 
 @dataclass(frozen=True)
@@ -573,9 +573,9 @@ class FakeShelf:
         return self.deployment.rows.records
 
     def _next(self, name: str, after: tuple[Any, ...]) -> list[Document]:
-        low = ordered(after[0]) if after else (-1, 0)
+        low = in_order(after[0]) if after else LOWEST
         mine = [each for place, each in self._records.items() if place[0] == name]
-        return sorted((each for each in mine if ordered(each["_id"]) > low), key=_in_order)
+        return sorted((each for each in mine if in_order(each["_id"]) > low), key=_in_order)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from distributary.derive.transform import Failure, derive
 from distributary.engine.worker import Goal
 from distributary.errors import LeaseLost
 from distributary.parts import is_parts, shared_of
+from distributary.testing.order import in_order
 from tests.conftest import Databases
 
 #: The module that most tests use: one record of its own, a fan-out, a key that moves, a condition.
@@ -139,6 +140,13 @@ class Harness:
             **options,
         )
 
+    def said(self, *arguments: str, code: int = 0) -> str:
+        """Give what a verb prints; where it only complains, that."""
+        with self.process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            out, err = process.communicate(timeout=90)
+        assert process.returncode == code, out + err
+        return out or err
+
     def recomputed(self) -> dict[str, dict[Any, bytes]]:
         """Derive everything anew: per derived collection, the record's content by the identity of its key.
 
@@ -225,9 +233,9 @@ def _recorded(assembled: Assembled, died: list[BaseException]) -> None:
 
 
 def put_together(parts: Iterable[dict[str, Any]]) -> dict[Any, bytes]:
-    """Give shared records of which these are all parts; keys of items are numbers, or all of them text."""
+    """Give shared records of which these are all parts."""
     records: dict[Any, dict[str, Any]] = {}
-    for part in sorted(parts, key=lambda part: _rank(part["_id"].get("i"))):
+    for part in sorted(parts, key=lambda part: in_order(part["_id"].get("i"))):
         key, name = part["_id"]["k"], part["_id"]["s"]
         record = records.setdefault(identity(key), {"_id": key})
         if "i" in part["_id"]:
@@ -235,11 +243,6 @@ def put_together(parts: Iterable[dict[str, Any]]) -> dict[Any, bytes]:
         else:
             record[name] = part["f"]
     return {key: content(record) for key, record in records.items()}
-
-
-def _rank(key: Any) -> tuple[int, Any]:
-    """Give the order of some BSON keys: numbers before text before documents."""
-    return (0, key) if isinstance(key, int | float) else (1, key) if isinstance(key, str) else (2, str(key))
 
 
 def content(document: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from bson import decode, encode
 from distributary import Item, Record, Section
 from distributary.change import CODEC, Identity, identity
 from distributary.testing import Records
+from distributary.testing.order import in_order
 
 Document = dict[str, Any]
 Functions = Mapping[str, Callable[[Document], Any]]
@@ -74,7 +75,7 @@ def _documents(collection: str, owned: Iterable[Yielded]) -> Iterator[tuple[Any,
     assert len({isinstance(each, Record) for each in mine}) == 1, (
         f"{collection} mixes records and shared ones"
     )
-    for each in sorted(mine, key=_order):
+    for each in sorted(mine, key=lambda each: in_order(getattr(each, "item_key", None))):
         _, document = found.setdefault(identity(each.key), (each.key, {}))
         fields = decode(encode(dict(each.fields), codec_options=CODEC), CODEC)
         if isinstance(each, Record):
@@ -84,9 +85,3 @@ def _documents(collection: str, owned: Iterable[Yielded]) -> Iterator[tuple[Any,
         else:
             document.setdefault(each.name, []).append({"_id": each.item_key, **fields})
     yield from found.values()
-
-
-def _order(each: Yielded) -> tuple[bool, Any]:
-    """Numbers by their value, before other keys; all that the shipped modules and their tests need of BSON's order."""
-    key = getattr(each, "item_key", None)
-    return (False, key) if isinstance(key, int) else (True, repr(key))

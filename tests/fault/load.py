@@ -292,9 +292,9 @@ class Trail:
         self._since = checkpoint.triggers.position
 
     def assert_complete(self) -> None:
-        """Fail unless each change has one record, and nothing else has."""
+        """Fail unless each change has one record, written in the order of the changes, and nothing else has."""
         changes, token = self._changes(), self._since.token
-        found = self._databases.derived.audit.find({"_id": {"$gt": token}}).sort("_id", 1)
+        found = self._databases.derived.audit.find({"_id": {"$gt": token}}).sort("$natural", 1)
         assert [(each["_id"], each["of"], each["operation"]) for each in found] == changes
 
     def _changes(self) -> list[tuple[str, Any, str]]:

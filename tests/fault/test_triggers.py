@@ -1,8 +1,9 @@
 """SIGKILL of workers with triggers: every change has its effects once, in order, whatever was killed when."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -123,19 +124,27 @@ class Stage:
             Event().wait(seconds)
 
     def assert_once(self) -> None:
-        """Let a worker catch up, and fail unless each write has one audit record and one event, in order."""
+        """Let a worker catch up, and fail unless each write has one audit record and one event.
+
+        Those of one form were written in the order of the writes.
+        """
         self.harness.catch_up()
         databases = self.harness.databases
-        trail = [self._told(each) for each in databases.derived.audit.find().sort("_id", 1)]
-        assert trail == self.written
-        events = databases.state.outbox.find().sort("_id", 1)
+        trail = [self._told(each) for each in databases.derived.audit.find().sort("$natural", 1)]
+        assert _by_form(trail) == _by_form(self.written)
+        events = databases.state.outbox.find().sort("$natural", 1)
         told = [(int(each["ordering_key"]), each["data"]["n"]) for each in events]
-        assert told == [(form, n) for form, _, n, _ in self.written]
+        assert _by_form(told) == _by_form([(form, n) for form, _, n, _ in self.written])
         states = {each["_id"]: each["n"] for each in databases.derived.states.find()}
         assert states == self.numbers
 
     def _told(self, record: dict[str, Any]) -> Told:
         return record["form"], record["operation"], record["n"], record["before"]
+
+
+def _by_form(told: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Put together what is told of each form, as it follows on each other."""
+    return sorted(told, key=itemgetter(0))
 
 
 @pytest.fixture
@@ -179,7 +188,7 @@ def test_killed_while_parked_changes_are_tried_again(
     stage.harness.catch_up()
     letters = stage.harness.databases.state.dead_letters
     parked = letters.count_documents({})
-    assert letters.count_documents({"kind": "waiting"}) < parked
+    assert 0 < letters.count_documents({"kind": "waiting"}) < parked
     corrected = stage.harness.environment | {"CORRECTED": "1"}
     retry = ("dead-letters", "retry", "--all")
     for number in range(1, KILLS_AT_A_STEP + 1):

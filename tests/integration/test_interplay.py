@@ -10,7 +10,7 @@ import pytest
 from distributary.derive.transform import derive
 from distributary.errors import ConfigurationError
 from distributary.sink import rollups as sink_rollups
-from tests.conftest import Databases, eventually
+from tests.conftest import Databases
 from tests.harness import CUSTOMERS, ORDERS, Harness, work
 
 #: Orders with an audit trail, and a rollup over that.
@@ -81,7 +81,7 @@ def test_the_groups_of_a_repaired_shared_record_are_computed(harness: Harness, d
     """A group that was computed from a damaged record is computed again with the repair."""
     DAMAGES[damage](harness)
     compute_all(harness)
-    assert said(harness, "verify", "--repair")["repaired"]
+    assert json.loads(harness.said("verify", "--repair", "--json"))["repaired"]
     harness.catch_up()
     harness.assert_equal()
 
@@ -96,14 +96,6 @@ def compute_all(harness: Harness) -> None:
         harness.catch_up()
 
 
-def said(harness: Harness, *arguments: str) -> Any:
-    """Give what a verb answers."""
-    process = harness.process(*arguments, "--json", stdout=-1, stderr=-1)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, out + err
-    return json.loads(out)
-
-
 def test_a_rollup_over_an_audit_trail(
     databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,11 +103,12 @@ def test_a_rollup_over_an_audit_trail(
     monkeypatch.setattr(sink_rollups, "ROLLUP_RECORDS", 3)
     harness = Harness(databases, tmp_path / "modules", {"audit": AUDITED})
     harness.catch_up()
-    with harness.running():
-        databases.raw.orders.insert_one(order(0))
-        eventually(lambda: counted(harness) == 1)
-        databases.raw.orders.insert_many([order(number) for number in range(1, 10)])
-        eventually(lambda: counted(harness) == 10)
+    databases.raw.orders.insert_one(order(0))
+    harness.catch_up()
+    assert counted(harness) == 1
+    databases.raw.orders.insert_many([order(number) for number in range(1, 10)])
+    harness.catch_up()
+    assert counted(harness) == 10
 
 
 def counted(harness: Harness) -> int:

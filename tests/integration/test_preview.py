@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -74,17 +73,9 @@ def states(diff: DocumentDiff) -> Records:
     return {(each.collection, repr(each.key)): each.state.value for each in diff.records}
 
 
-def said(harness: Harness, *arguments: str, code: int = 0) -> str:
-    """Give what the verb says to a person."""
-    with harness.process("preview", *arguments, stdout=PIPE, stderr=PIPE) as process:
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    return out or err
-
-
 def answered(harness: Harness, *arguments: str, code: int = 0) -> Any:
     """Give what the verb says in JSON."""
-    return json.loads(said(harness, *arguments, "--json", code=code))
+    return json.loads(harness.said("preview", *arguments, "--json", code=code))
 
 
 def written(harness: Harness) -> Mapping[str, Any]:
@@ -124,7 +115,7 @@ def test_changed_code_is_shown_as_a_diff_and_writes_nothing(harness: Harness) ->
     harness.write(
         {"orders": CHANGED.replace('["skus"]', '["skus"][:1]').replace('"skus", [])', '"skus", [])[:1]')}
     )
-    out = said(harness, "orders", "--id", "1", "--id", "2").splitlines()
+    out = harness.said("preview", "orders", "--id", "1", "--id", "2").splitlines()
     assert written(harness) == before
     assert out[2:] == [
         "orders 1",
@@ -180,14 +171,14 @@ def test_a_sample_is_five_documents_in_the_order_of_their_keys(harness: Harness)
 def test_a_collection_without_documents_is_said(harness: Harness) -> None:
     """Nothing to draw from is an answer."""
     harness.databases.raw.orders.drop()
-    assert "orders has no documents." in said(harness, "orders")
+    assert "orders has no documents." in harness.said("preview", "orders")
 
 
 def test_a_document_that_cannot_be_derived_has_reason_and_traceback(harness: Harness) -> None:
     """It says what the dead letter would, and that the records stay; the exit code is 1."""
     harness.catch_up()
     harness.write({"orders": CHANGED})
-    out = said(harness, "orders", "--id", "3", "--id", "1", code=1)
+    out = harness.said("preview", "orders", "--id", "3", "--id", "1", code=1)
     assert 'orders "3": it cannot be derived, and keeps its 1 record' in out
     assert "KeyError: 'total'" in out
     assert "orders.py" in out
@@ -202,7 +193,7 @@ def test_a_document_that_does_not_exist_is_said_with_what_would_go(harness: Harn
     """The records that are stored for it are removed; where there are none, that is said."""
     harness.catch_up()
     harness.databases.raw.orders.delete_one({"_id": 1})
-    out = said(harness, "orders", "--id", "1", "--id", "nope")
+    out = harness.said("preview", "orders", "--id", "1", "--id", "nope")
     assert "orders 1: there is no such document\n" in out
     assert "  - orders_by_customer 1" in out
     assert 'orders "nope": there is no such document, and nothing is stored for it' in out
@@ -212,7 +203,7 @@ def test_a_key_that_another_document_has_is_contested(harness: Harness) -> None:
     """The holder is named, whether it is stored or comes earlier in the same preview; the exit code is 1."""
     harness.catch_up()
     harness.databases.raw.orders.insert_one({"_id": 4, "code": "x"})
-    out = said(harness, "orders", "--id", "4", code=1)
+    out = harness.said("preview", "orders", "--id", "4", code=1)
     assert '! orders_by_code "x": contested, orders has it from 1' in out
     assert "1 document, 1 contested: " in out
     harness.databases.raw.orders.insert_many([{"_id": 5, "code": "y"}, {"_id": 6, "code": "y"}])
@@ -247,7 +238,7 @@ def test_who_is_not_plugged_in_holds_nothing(harness: Harness) -> None:
 def test_impure_transforms_are_told(harness: Harness) -> None:
     """One that yields something else the second time and one that changes its document are named as such."""
     harness.write({"impure": IMPURE})
-    assert "clock yields something else the second time" in said(harness, "clock", "--id", "1")
+    assert "clock yields something else the second time" in harness.said("preview", "clock", "--id", "1")
     (document,) = answered(harness, "eater", "--id", "1")["documents"]
     assert (document["unstable"], document["changes_document"]) == (False, True)
 
@@ -277,7 +268,7 @@ def test_values_that_decode_oddly_do_no_harm(harness: Harness) -> None:
         ("customer", ("\udcff\udcfe",), ("ann",))
     ]
     for options in ((), ("--json",)):
-        assert said(harness, "orders", "--sample", "50", *options, code=1)
+        assert harness.said("preview", "orders", "--sample", "50", *options, code=1)
 
 
 def test_a_key_is_taken_as_what_exists(harness: Harness) -> None:
@@ -292,6 +283,6 @@ def test_a_key_is_taken_as_what_exists(harness: Harness) -> None:
 
 def test_what_cannot_be_meant_is_refused(harness: Harness) -> None:
     """An unknown transform, and documents that are named and drawn at once, end with 2."""
-    assert "no transform is called 'order'" in said(harness, "order", code=2)
-    assert "Did you mean 'orders'" in said(harness, "order", code=2)
-    assert "--sample" in said(harness, "orders", "--id", "1", "--sample", "2", code=2)
+    assert "no transform is called 'order'" in harness.said("preview", "order", code=2)
+    assert "Did you mean 'orders'" in harness.said("preview", "order", code=2)
+    assert "--sample" in harness.said("preview", "orders", "--id", "1", "--sample", "2", code=2)

@@ -10,7 +10,7 @@ from bson import Decimal128, ObjectId
 
 from distributary.errors import ConfigurationError
 from distributary.sink import rollups as sink_rollups
-from distributary.sink.rollups import Reader
+from distributary.sink.rollups import Reader, Server
 from tests.conftest import Databases, eventually
 from tests.harness import Harness
 
@@ -281,8 +281,22 @@ def test_indexes_lead_to_the_groups(harness: Harness) -> None:
     assert set(derived["customer_spend"].index_information()) == {"_id_", "spent_-1"}
 
 
+@pytest.fixture
+def drained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Give the keys of the groups that are computed beside the stream, as they come."""
+    read, groups = Reader.read, list[Any]()
+
+    def noted(self: Reader, after: Any, limit: int) -> Any:
+        given, behind = read(self, after, limit)
+        groups.extend(each.pending.group.key for each in given)
+        return given, behind
+
+    monkeypatch.setattr(Reader, "read", noted)
+    return groups
+
+
 def test_a_large_group_is_drained_beside_the_stream(
-    harness: Harness, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, drained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group that is too large for a transaction is computed behind it, and the others at once."""
     monkeypatch.setattr(sink_rollups, "ROLLUP_RECORDS", 50)
@@ -291,10 +305,14 @@ def test_a_large_group_is_drained_beside_the_stream(
     harness.catch_up()
     orders.insert_many([{"_id": n, "customer": "hot", "total": 1} for n in range(200)])
     with harness.running():
+        eventually(lambda: totals(harness) == {"hot": (200, 200)} and not pending(harness))
+        assert set(drained) == {"hot"}
+        drained.clear()
         for n in range(200, 230):
             orders.insert_one({"_id": n, "customer": "hot" if n % 2 else f"c{n}", "total": 1})
         eventually(lambda: totals(harness).get("hot") == (215, 215) and len(totals(harness)) == 16)
         eventually(lambda: not pending(harness))
+    assert set(drained) == {"hot"}
     orders.delete_many({"customer": "hot"})
     harness.catch_up()
     assert "hot" not in totals(harness)
@@ -328,14 +346,19 @@ def test_what_was_touched_while_it_was_computed_is_computed_again(
     assert seen == [{"hot": (10, 10)}, {"hot": (11, 11)}, {"hot": (12, 12)}]
 
 
-def test_a_backfill_computes_every_group_once(harness: Harness) -> None:
-    """The slices of a job leave their groups pending, and all are computed when the worker is done."""
+def test_a_backfill_leaves_its_groups_to_be_drained(
+    harness: Harness, drained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slices of a job compute no group themselves, and all are computed when the worker is done."""
+    at_once: list[Any] = []
+    monkeypatch.setattr(Server, "compute_within", lambda *given: at_once.append(given))
     harness.settings = {"worker.scan_documents": "50"}
     orders = harness.databases.raw["orders"]
     orders.insert_many([{"_id": n, "customer": n % 7, "total": n} for n in range(700)])
     harness.catch_up()
     assert totals(harness) == {n: (100, sum(range(n, 700, 7))) for n in range(7)}
     assert pending(harness) == []
+    assert (set(drained), at_once) == (set(range(7)), [])
 
 
 def test_a_rebuild_builds_the_rollups_as_well(harness: Harness) -> None:
@@ -360,12 +383,9 @@ def test_status_counts_what_is_pending(harness: Harness) -> None:
     harness.catch_up()
     harness.write(module(spend(compute='{"spent": {"$sum": {"$toInt": "$total"}}}')))
     harness.catch_up()
-    with harness.process("status", "--json", stdout=PIPE) as process:
-        answer = json.loads(process.communicate(timeout=60)[0])
+    answer = json.loads(harness.said("status", "--json"))
     assert answer["workers"][0]["pending_groups"] == {"groups": 1, "failing": 1}
-    with harness.process("status", stdout=PIPE) as process:
-        out, _ = process.communicate(timeout=60)
-    assert "groups that are still to be computed: 1, and 1 of them cannot be" in out
+    assert "groups that are still to be computed: 1, and 1 of them cannot be" in harness.said("status")
 
 
 def test_check_names_rollups(harness: Harness) -> None:

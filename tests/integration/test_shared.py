@@ -1,7 +1,6 @@
 """Shared records on a real MongoDB: several owners, one document."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -276,14 +275,6 @@ def filled(harness: Harness) -> Harness:
     return harness
 
 
-def said(harness: Harness, *arguments: str, code: int = 0) -> str:
-    """Give what a verb prints."""
-    process = harness.process(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, out + err
-    return out
-
-
 DAMAGES: dict[str, Callable[[Databases], object]] = {
     "a section was changed": lambda on: on.derived.customer.update_one(
         {"_id": 1}, {"$set": {"profile.name": "x"}}
@@ -316,15 +307,15 @@ BESIDE = ("an item was removed", "a record was added", "a part was removed")
 def test_damage_is_found_and_repaired(harness: Harness, damage: str, *, alive: bool) -> None:
     """Whatever a hand does to shared records or their parts, `verify` names it and `--repair` makes it good."""
     filled(harness)
-    assert "equal" in said(harness, "verify")
+    assert "equal" in harness.said("verify")
     DAMAGES[damage](harness.databases)
     with harness.running() if alive else nullcontext():
-        found = json.loads(said(harness, "verify", "--json", code=1))
+        found = json.loads(harness.said("verify", "--json", code=1))
         assert found["differences"]
         assert {each["collection"] for each in found["differences"]} == {"customer"}
-        repaired = json.loads(said(harness, "verify", "--repair", "--json"))
+        repaired = json.loads(harness.said("verify", "--repair", "--json"))
         assert repaired["repaired"], repaired
-        assert json.loads(said(harness, "verify", "--json"))["equal"]
+        assert json.loads(harness.said("verify", "--json"))["equal"]
     harness.assert_equal()
 
 
@@ -381,7 +372,7 @@ def test_shared_records_are_built_anew_and_brought_back(harness: Harness, *, kee
     """`rebuild` makes whole shared records by the new code, and `--undo` those of the former one."""
     filled(harness)
     harness.write({"customers": CUSTOMERS.replace('"name": user["name"]', '"name": user["name"].upper()')})
-    said(harness, "rebuild", "users", "orders", *(["--keep-previous"] if keep else []))
+    harness.said("rebuild", "users", "orders", *(["--keep-previous"] if keep else []))
     harness.assert_equal()
     assert (seen(harness, 1) or {})["profile"]["name"] == "NAME OF 1"
     names = harness.databases.state.list_collection_names()
@@ -389,10 +380,10 @@ def test_shared_records_are_built_anew_and_brought_back(harness: Harness, *, kee
     if keep:
         harness.write({"customers": CUSTOMERS})
         harness.databases.raw.users.insert_one(user(7))
-        said(harness, "rebuild", "users", "orders", "--undo")
+        harness.said("rebuild", "users", "orders", "--undo")
         harness.assert_equal()
         assert (seen(harness, 1) or {})["profile"]["name"] == "name of 1"
-    assert "equal" in said(harness, "verify")
+    assert "equal" in harness.said("verify")
 
 
 def test_records_become_sections_by_a_rebuild_and_back(harness: Harness) -> None:
@@ -401,7 +392,7 @@ def test_records_become_sections_by_a_rebuild_and_back(harness: Harness) -> None
     records = CUSTOMERS.replace('customer.section(user["_id"], "profile",', 'customer.record(user["_id"],')
     records = records.partition('        if "phone"')[0]
     harness.write({"customers": records})
-    said(harness, "rebuild", "users")
+    harness.said("rebuild", "users")
     assert harness.databases.derived.customer.find_one({"_id": 1}, {"_src": 0}) == {
         "_id": 1,
         "name": "name of 1",
@@ -409,7 +400,7 @@ def test_records_become_sections_by_a_rebuild_and_back(harness: Harness) -> None
     }
     harness.write({"customers": CUSTOMERS})
     harness.catch_up()
-    said(harness, "rebuild", "users", "orders")
+    harness.said("rebuild", "users", "orders")
     harness.assert_equal()
 
 
@@ -422,13 +413,16 @@ def test_a_contribution_is_backfilled_while_others_stream(harness: Harness) -> N
     raw.orders.insert_many([order(number, number % 60) for number in range(600)])
     harness.catch_up()
     harness.write({"customers": CUSTOMERS})
-    harness.settings = {"worker.scan_documents": "20"}
-    with harness.running():
+    harness.settings = {"worker.scan_documents": "20", "worker.job_documents_per_second": "20"}
+    with harness.running() as assembled:
+        eventually(lambda: any(job.documents for job in assembled.jobs().open()))
         for number in range(50):
             raw.users.update_one({"_id": number}, {"$set": {"city": f"city {number}"}})
             raw.orders.update_one({"_id": number}, {"$set": {"user": 99}})
             raw.orders.delete_one({"_id": 300 + number})
         eventually(lambda: (seen(harness, 49) or {}).get("profile", {}).get("city") == "city 49")
+        assert assembled.jobs().open(), "the job was done before the others changed"
+    harness.settings = {"worker.scan_documents": "20"}
     harness.catch_up()
     harness.assert_equal()
 
@@ -437,21 +431,21 @@ def test_parts_are_previewed_and_traced_as_they_are_seen(harness: Harness) -> No
     """`preview` names sections and items, and `trace` gives every part of a shared record with its document."""
     filled(harness)
     harness.write({"customers": CUSTOMERS.replace('"status": order["status"]', '"state": order["status"]')})
-    shown = said(harness, "preview", "orders", "--id", "3")
+    shown = harness.said("preview", "orders", "--id", "3")
     assert "~ customer 1 orders 3" in shown
     assert "+ state" in shown
-    (document,) = json.loads(said(harness, "preview", "orders", "--id", "3", "--json"))["documents"]
+    (document,) = json.loads(harness.said("preview", "orders", "--id", "3", "--json"))["documents"]
     (record,) = document["records"]
     assert (record["collection"], record["key"], record["part"]) == (
         "customer",
         1,
         {"list": "orders", "item": 3},
     )
-    traced = said(harness, "trace", "customer", "1")
+    traced = harness.said("trace", "customer", "1")
     assert "customer 1: a shared record of 6 parts" in traced
     assert "customer 1 contact" in traced
     assert "orders 3, which exists" in traced
-    answer = json.loads(said(harness, "trace", "customer", "1", "--json"))["record"]
+    answer = json.loads(harness.said("trace", "customer", "1", "--json"))["record"]
     assert answer["parts_count"] == 6
     assert [each["part"] for each in answer["parts"][:2]] == [
         {"section": "contact"},
@@ -481,11 +475,11 @@ def test_rollups_over_shared_records_follow_them(harness: Harness) -> None:
     raw.users.update_many({"_id": {"$in": [4, 6]}}, {"$unset": {"city": ""}})
     harness.catch_up()
     assert counted() == {"Bern": 2, "Genf": 4}
-    traced = said(harness, "trace", "cities", "Genf")
+    traced = harness.said("trace", "cities", "Genf")
     assert "over customer by profile.city" in traced
     assert "4 now" in traced
     assert "equal to what its records come to now" in traced
-    assert "equal" in said(harness, "verify")
+    assert "equal" in harness.said("verify")
 
 
 def test_a_replay_tells_and_makes_what_it_would_do_to_parts(harness: Harness) -> None:
@@ -500,8 +494,8 @@ def test_a_replay_tells_and_makes_what_it_would_do_to_parts(harness: Harness) ->
         {"customers": CUSTOMERS.replace('"total": order.get("total", 0)', '"sum": order.get("total", 0)')}
     )
     harness.catch_up()
-    found = json.loads(said(harness, "replay", "--from", since, "--dry-run", "--json"))
+    found = json.loads(harness.said("replay", "--from", since, "--dry-run", "--json"))
     assert found["collections"] == {"customer": {"write": 0, "change": 3, "remove": 0}}
     assert found["samples"][0]["part"]["list"] == "orders"
-    said(harness, "replay", "--from", since)
+    harness.said("replay", "--from", since)
     harness.assert_equal()

@@ -39,10 +39,7 @@ def status_of(harness: Harness, name: str = "default") -> WorkerStatus:
 
 def said(harness: Harness, *options: str) -> dict[str, Any]:
     """Give what `status --json` says."""
-    with harness.process("status", "--json", *options, stdout=PIPE) as process:
-        out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    answer: dict[str, Any] = json.loads(out)
+    answer: dict[str, Any] = json.loads(harness.said("status", "--json", *options))
     return answer
 
 

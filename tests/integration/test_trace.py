@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -41,17 +40,9 @@ def harness(databases: Databases, tmp_path: Path) -> Harness:
     return made
 
 
-def said(harness: Harness, *arguments: str, code: int = 0) -> str:
-    """Give what the verb says to a person."""
-    with harness.process("trace", *arguments, stdout=PIPE, stderr=PIPE) as process:
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    return out or err
-
-
 def answered(harness: Harness, *arguments: str) -> Any:
     """Give what the verb says in JSON."""
-    return json.loads(said(harness, *arguments, "--json"))
+    return json.loads(harness.said("trace", *arguments, "--json"))
 
 
 def record(harness: Harness, collection: str, key: Any) -> RecordTrace:
@@ -92,7 +83,7 @@ def test_a_record_leads_to_its_document(harness: Harness) -> None:
     assert trace["version"]["epoch"] == stored["_src"]["epoch"]
     assert (trace["worker"], trace["position"]["token"]) == ("default", checkpoint["position"]["token"])
     assert (trace["agreement"], trace["fields"], trace["dead_letter"]) == ("equal", [], None)
-    text = said(harness, "order_lines", '{"order": 1, "line": 2}')
+    text = harness.said("trace", "order_lines", '{"order": 1, "line": 2}')
     assert "document:    orders 1, which exists" in text
     assert f"orders ({transform.place})" in text
     assert "equal to what the document yields now" in text
@@ -106,7 +97,7 @@ def test_a_record_of_other_code_is_outdated_and_compared_with_the_present_one(ha
     trace = answered(harness, "orders_by_customer", "1")["record"]
     assert (trace["state"], trace["agreement"], trace["fields"]) == ("outdated", "differs", ["total"])
     assert trace["fingerprints"] == {"built": built, "plugged_in": plugged}
-    assert f"{built}, {plugged} is plugged in: outdated" in said(harness, "orders_by_customer", "1")
+    assert f"{built}, {plugged} is plugged in: outdated" in harness.said("trace", "orders_by_customer", "1")
 
 
 def test_a_record_that_is_no_longer_yielded_is_said(harness: Harness) -> None:
@@ -115,15 +106,15 @@ def test_a_record_that_is_no_longer_yielded_is_said(harness: Harness) -> None:
     found = record(harness, "order_lines", {"order": 1, "line": 2})
     assert (found.held.agreement, found.exists) == (Agreement.NOT_YIELDED, True)
     harness.databases.raw.orders.delete_one({"_id": 1})
-    assert "orders 1, which does not exist any more" in said(harness, "orders_by_customer", "1")
-    assert "no longer yielded" in said(harness, "orders_by_customer", "1")
+    assert "orders 1, which does not exist any more" in harness.said("trace", "orders_by_customer", "1")
+    assert "no longer yielded" in harness.said("trace", "orders_by_customer", "1")
 
 
 def test_a_parked_owner_is_named_with_its_letter(harness: Harness) -> None:
     """The record is one that the document had before; the letter says why."""
     harness.databases.raw.orders.update_one({"_id": "2"}, {"$unset": {"total": 1}})
     harness.catch_up()
-    text = said(harness, "totals", "2")
+    text = harness.said("trace", "totals", "2")
     letter = harness.databases.state.dead_letters.find_one({"key": "2"})
     assert letter
     assert f"{letter['id']} (failed): KeyError: 'total'" in text
@@ -135,7 +126,7 @@ def test_a_record_without_an_owner_is_nobody_s(harness: Harness) -> None:
     derived = harness.databases.derived
     derived.orders_by_customer.update_one({"_id": 1}, {"$unset": {"_src": 1}})
     derived.orders_by_customer.insert_one({"_id": "new", "_src": {"by": "nobody", "key": 1}})
-    text = said(harness, "orders_by_customer", "1")
+    text = harness.said("trace", "orders_by_customer", "1")
     assert "nobody: it has no usable _src" in text
     assert "distributary verify --repair" in text
     assert answered(harness, "orders_by_customer", "new")["record"]["nobodys"].startswith(
@@ -167,10 +158,12 @@ def test_another_worker_s_record_is_traced_by_its_checkpoint(harness: Harness) -
 
 def test_a_key_that_nothing_has_ends_with_1(harness: Harness) -> None:
     """What was looked for is named with its type, since that is what is mostly wrong."""
-    text = said(harness, "orders_by_customer", "17", code=1)
+    text = harness.said("trace", "orders_by_customer", "17", code=1)
     assert "has no record with this key; looked for: int 17, str '17'" in text
     assert "Extended JSON" in text
-    assert "has no document with this key, and nothing is left of it" in said(harness, "orders", "17", code=1)
+    assert "has no document with this key, and nothing is left of it" in harness.said(
+        "trace", "orders", "17", code=1
+    )
 
 
 # --- from a document to its records -----------------------------------------------------------------------------
@@ -188,7 +181,7 @@ def test_a_document_leads_to_all_that_is_derived_from_it(harness: Harness) -> No
         ("orders_by_code", "x", "equal"),
     ]
     assert (totals["records"], totals["nothing"]) == ([], "the transform yields nothing for the document")
-    text = said(harness, "orders", "1")
+    text = harness.said("trace", "orders", "1")
     assert "orders 1, which exists" in text
     assert "order_lines" in text
     assert "nothing is derived: the transform yields nothing for the document" in text
@@ -223,8 +216,8 @@ def test_what_is_left_of_a_document_that_is_gone_is_shown(harness: Harness) -> N
     assert {each.agreement for descent in left.descents for each in descent.records} == {
         Agreement.NOT_YIELDED
     }
-    assert "orders 3, which does not exist any more" in said(harness, "orders", "3")
-    assert "dead letter: " in said(harness, "orders", "3")
+    assert "orders 3, which does not exist any more" in harness.said("trace", "orders", "3")
+    assert "dead letter: " in harness.said("trace", "orders", "3")
 
 
 # --- which collection -------------------------------------------------------------------------------------------
@@ -236,15 +229,17 @@ def test_a_name_that_is_both_wants_to_be_told_apart(databases: Databases, tmp_pa
     harness = Harness(databases, tmp_path / "modules", {"totals": module})
     databases.raw.orders.insert_one({"_id": 1, "total": 7})
     harness.catch_up()
-    assert "Give --derived or --source" in said(harness, "orders", "1", code=2)
+    assert "Give --derived or --source" in harness.said("trace", "orders", "1", code=2)
     assert answered(harness, "orders", "1", "--derived")["record"]["transform"] == "totals"
     assert answered(harness, "orders", "1", "--source")["document"]["exists"] is True
 
 
 def test_an_unknown_collection_is_refused(harness: Harness) -> None:
     """The known ones are named, of the side that was asked for."""
-    assert "no derived or source collection is called 'order'" in said(harness, "order", "1", code=2)
-    assert "no derived collection is called 'orders'" in said(harness, "orders", "1", "--derived", code=2)
+    assert "no derived or source collection is called 'order'" in harness.said("trace", "order", "1", code=2)
+    assert "no derived collection is called 'orders'" in harness.said(
+        "trace", "orders", "1", "--derived", code=2
+    )
 
 
 def test_records_that_decode_oddly_do_no_harm(harness: Harness) -> None:
@@ -253,4 +248,4 @@ def test_records_that_decode_oddly_do_no_harm(harness: Harness) -> None:
     harness.databases.derived.orders_by_customer.delete_one({"_id": 1})
     harness.databases.derived.orders_by_customer.insert_one(RawBSONDocument(raw.replace(b"??", b"\xff\xfe")))
     assert record(harness, "orders_by_customer", 1).held.fields == ("customer", "total")
-    assert "version:     none that can be read" in said(harness, "orders_by_customer", "1")
+    assert "version:     none that can be read" in harness.said("trace", "orders_by_customer", "1")

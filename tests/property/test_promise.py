@@ -44,13 +44,12 @@ from tests.conftest import SOAK, Databases
 from tests.harness import Harness
 from tests.property.past import Past, Shown, shown
 from tests.property.stepped import Stepped, expire
-from tests.property.trail import Trail
+from tests.property.trail import SOURCES, Trail
 from tests.tap import POINTS, Crash, Tap
 
 #: Stories that are told, of up to 25 rules each; a story takes about a second.
 STORIES = 30 * SOAK
 
-SOURCES = ("orders", "users")
 ASIDE = "aside"
 
 #: A cluster time in a resume token that no history reaches back to.

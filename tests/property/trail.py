@@ -10,6 +10,9 @@ from distributary.store.checkpoints import Checkpoints
 from tests.conftest import Databases
 from tests.property.past import AUDIT
 
+#: The collections whose changes are told.
+SOURCES = ("orders", "users")
+
 #: Where a mark is written that ends what is read of the history.
 MARKS = "marks"
 
@@ -67,7 +70,9 @@ class Trail:
             assert told.get(each["_id"]) == (each["of"], each["operation"]), f"{each} never happened"
 
     def _found(self) -> list[str]:
-        return [each["_id"] for each in self._databases.derived[AUDIT].find({}, {"_id": 1}).sort("_id", 1)]
+        """Give the positions of the records in the order in which they were written."""
+        found = self._databases.derived[AUDIT].find({}, {"_id": 1}).sort("$natural", 1)
+        return [each["_id"] for each in found]
 
     def _saved(self) -> TriggerStream | None:
         checkpoint = Checkpoints(self._databases.state).load("default")
@@ -85,7 +90,3 @@ class Trail:
             elif source in SOURCES:
                 change = _Change(each["_id"]["_data"], each["clusterTime"], key, each["operationType"])
                 self._changes.append(change)
-
-
-#: The collections whose changes are told.
-SOURCES = ("orders", "users")

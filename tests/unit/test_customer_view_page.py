@@ -1,9 +1,7 @@
 """The examples of the page about the customer view: its raw documents yield the documents that it shows."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bson.json_util import CANONICAL_JSON_OPTIONS, JSONOptions, loads
@@ -31,12 +29,10 @@ def test_the_documents_shown_are_those_that_are_derived(number: int) -> None:
 
 @pytest.mark.parametrize("number", [0, 1], ids=["retail", "insurance"])
 def test_the_tables_name_every_derived_collection(number: int) -> None:
-    """What transforms fill is in the table of its domain."""
-    table = PAGE.split("## ")[number + 1]
+    """What transforms and triggers fill and what rollups come to is in the table of its domain, and nothing else."""
+    rows = re.findall(r"^\| (.*`.*) \| (.+) \| (.+) \| .+ \|$", PAGE.split("## ")[number + 1], re.MULTILINE)
     registry = loaded([FOLDERS[number]], entry_points=False)
-    assert not [name for name in filled(registry.transforms) if f"`{name}`" not in table]
-
-
-def filled(transforms: Mapping[str, Any]) -> set[str]:
-    """Give the names of the derived collections that transforms name."""
-    return {name for transform in transforms.values() for name in transform.collections}
+    names = [name for named, _, kind in rows if kind != "trigger" for name in re.findall(r"`(\w+)`", named)]
+    assert sorted(names) == sorted({*registry.collections, *registry.rollups})
+    triggers = [source for _, source, kind in rows if kind == "trigger"]
+    assert triggers == [each.source for each in registry.triggers.values()]

@@ -21,7 +21,8 @@ from distributary.derive.records import (
 from distributary.derive.rollup import Rollup, unsuitable
 from distributary.parts import called, is_parts, shared_of
 
-Function = Callable[[dict[str, Any]], Iterable[Record] | Record | None]
+Yielded = Record | Section | Item
+Function = Callable[[dict[str, Any]], Iterable[Yielded] | Yielded | None]
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: The modules whose frames a traceback does not show.

@@ -1,12 +1,13 @@
 """MongoDB's order of values of all types, for what is sorted without a server."""
 
+import re
 from datetime import datetime
 from decimal import Decimal
 from math import isnan
 from typing import Any
 from uuid import UUID
 
-from bson import Decimal128, MaxKey, MinKey, ObjectId, Timestamp
+from bson import Code, DBRef, Decimal128, MaxKey, MinKey, ObjectId, Regex, Timestamp
 from bson.binary import Binary
 from bson.datetime_ms import DatetimeMS
 
@@ -18,10 +19,10 @@ def in_order(value: Any) -> Ranked:
 
     Source: "Comparison/Sort Order" of the MongoDB manual.
     """
-    return next(
-        ((rank, comparable(value)) for kinds, rank, comparable in _RANKS if isinstance(value, kinds)),
-        (_OTHERS, repr(value)),
-    )
+    for kinds, rank, comparable in _RANKS:
+        if isinstance(value, kinds):
+            return rank, comparable(value)
+    raise TypeError(f"{value!r:.80} is no value of BSON")
 
 
 def _number(value: Any) -> tuple[int, Any]:
@@ -42,22 +43,44 @@ def _binary(value: Any) -> tuple[int, int, bytes]:
     return len(value), value.subtype if isinstance(value, Binary) else 0, bytes(value)
 
 
-#: Types with their place in the order, and what is compared within; `bool` stands in front, as it is an `int`, too.
+def _regex(value: Regex[Any]) -> tuple[bytes, str]:
+    """Compare the pattern, then the options as the letters that BSON has for them."""
+    pattern = value.pattern if isinstance(value.pattern, bytes) else value.pattern.encode()
+    return pattern, "".join(letter for letter, flag in _OPTIONS.items() if value.flags & flag)
+
+
+def _code(value: Code) -> tuple[bool, bytes, tuple[Any, ...]]:
+    """Code with a scope is a type of its own, which comes next."""
+    return value.scope is not None, value.encode(), _document(dict(value.scope or {}))
+
+
+#: In the order of their letters, as BSON writes them.
+_OPTIONS = {
+    "i": re.IGNORECASE,
+    "l": re.LOCALE,
+    "m": re.MULTILINE,
+    "s": re.DOTALL,
+    "u": re.UNICODE,
+    "x": re.VERBOSE,
+}
+
+#: Types with their place in the order, and what is compared within; `bool` stands in front, as it is an `int`, too,
+#: and code in front of `str`.
 _RANKS: tuple[tuple[Any, int, Any], ...] = (
     (bool, 8, int),
+    (Code, 12, _code),
     (MinKey, 0, lambda _: 0),
     (type(None), 1, lambda _: 0),
     ((int, float, Decimal128), 2, _number),
     (str, 3, lambda value: value.encode(errors="surrogatepass")),
     (dict, 4, _document),
+    (DBRef, 4, lambda value: _document(value.as_doc())),
     ((list, tuple), 5, lambda value: tuple(map(in_order, value))),
     ((bytes, UUID), 6, _binary),
     (ObjectId, 7, lambda value: value.binary),
     (datetime, 9, lambda value: int(DatetimeMS(value))),
     (DatetimeMS, 9, int),
     (Timestamp, 10, lambda value: (value.time, value.inc)),
-    (MaxKey, 12, lambda _: 0),
+    (Regex, 11, _regex),
+    (MaxKey, 13, lambda _: 0),
 )
-
-#: Regular expressions and code.
-_OTHERS = 11
