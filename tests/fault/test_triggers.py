@@ -1,5 +1,6 @@
 """SIGKILL of workers with triggers: every change has its effects once, in order, whatever was killed when."""
 
+import json
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -132,8 +133,8 @@ class Stage:
         databases = self.harness.databases
         trail = [self._told(each) for each in databases.derived.audit.find().sort("$natural", 1)]
         assert _by_form(trail) == _by_form(self.written)
-        events = databases.state.outbox.find().sort("$natural", 1)
-        told = [(int(each["ordering_key"]), each["data"]["n"]) for each in events]
+        events = databases.state.outbox.find().sort("_id", 1)
+        told = [(int(each["ordering_key"]), json.loads(each["data"])["data"]["n"]) for each in events]
         assert _by_form(told) == _by_form([(form, n) for form, _, n, _ in self.written])
         states = {each["_id"]: each["n"] for each in databases.derived.states.find()}
         assert states == self.numbers
