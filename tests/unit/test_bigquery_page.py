@@ -1,4 +1,4 @@
-"""The page about BigQuery: its models hold the shop's records, its statement is what is printed."""
+"""The page about BigQuery: its models hold the shop's records, its statement is right, its transform works."""
 
 import re
 import shutil

@@ -50,7 +50,7 @@ def row_of(fields: dict[str, Any], table: Table | None = None) -> dict[str, Any]
         (Int64(2**62), "INT64", 2**62),
         (5.5, "FLOAT64", 5.5),
         (math.nan, "FLOAT64", "NaN"),
-        (Decimal128("1.50"), "BIGNUMERIC", "1.5"),
+        (Decimal128("1.50"), "BIGNUMERIC", "1.50"),
         (Decimal128("-0.00"), "BIGNUMERIC", "0"),
         (Decimal128("1E+37"), "BIGNUMERIC", "1" + "0" * 37),
         (datetime(2026, 1, 2, tzinfo=UTC), "TIMESTAMP", "2026-01-02T00:00:00.000Z"),

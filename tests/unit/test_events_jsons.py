@@ -102,6 +102,15 @@ def test_canonical_json_keeps_every_type(key: Any, written: str) -> None:
     assert canonical(plain_key(key)) == written
 
 
+@given(
+    INT64 | INT64.map(Int64) | st.binary(min_size=12, max_size=12).map(ObjectId) | st.text(alphabet='aé"\\\n')
+)
+def test_frequent_keys_are_written_as_the_driver_writes_them(key: Any) -> None:
+    """In a shorter way; a 64 bit integer that fits into 32 bits is as one of these."""
+    same = int(key) if isinstance(key, int) else key
+    assert read(record_key(key)) == read(json_util.dumps(same, json_options=json_util.CANONICAL_JSON_OPTIONS))
+
+
 @given(DOCUMENTS, st.sampled_from([RELAXED, PLAIN]))
 def test_whatever_can_be_stored_can_be_written(document: dict[str, Any], form: Form) -> None:
     """No value fails, and what is written is JSON in UTF-8 on one line."""

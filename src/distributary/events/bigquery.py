@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Context, Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from bson import Binary, Decimal128, Int64, ObjectId
@@ -99,6 +99,7 @@ class Table:
         )
 
 
+@lru_cache(maxsize=4096)
 def name_problem(name: str) -> str:
     """Say why a field cannot be a column; empty if it can."""
     if name.lower() in _OURS:
@@ -225,11 +226,12 @@ def _numeric(kind: str) -> Callable[[Any], Any]:
         number = Decimal(value) if value.__class__ in (int, Int64) else _number(value)
         if not number:
             return None if number is None else "0"
+        if number.adjusted() >= before:
+            return None
+        if -behind <= number.as_tuple().exponent <= 0:  # type: ignore[operator]  # it is finite
+            return f"{number:f}"
         shortest = number.normalize(_EXACT)
-        fits = shortest.adjusted() < before and shortest == shortest.quantize(
-            Decimal(1).scaleb(-behind), context=_EXACT
-        )
-        return f"{shortest:f}" if fits else None
+        return f"{shortest:f}" if -shortest.as_tuple().exponent <= behind else None  # type: ignore[operator]  # as well
 
     return fitted
 

@@ -92,9 +92,9 @@ class Envelope:
         key = plain_key(change.key) if record is None else record["_id"]
         envelope = self._of_record(change, key, DELETED if record is None else UPSERTED)
         if form == "bigquery":
-            return _row(topic, envelope, self._columns(change, key, record), key)
+            return _row(topic, envelope, self._columns(change, key, record))
         data = b"" if record is None else dumps(record, self._form)
-        return self._message(topic, envelope, data, ordering_key(key_text(key)))
+        return self._message(topic, envelope, data, ordering_key(envelope.get("subject", "")))
 
     def reference(self, change: RecordChange, topic: str) -> Message:
         """Give what is published instead of a record that is too large: where it is, and how many bytes it has."""
@@ -102,14 +102,14 @@ class Envelope:
         key = decoded_key(document) if document else plain_key(change.key)
         envelope = self._of_record(change, key, REFERENCED)
         data = dumps({"collection": change.collection, "_id": key, "bytes": len(document)}, self._form)
-        return self._message(topic, envelope, data, ordering_key(key_text(key)))
+        return self._message(topic, envelope, data, ordering_key(envelope.get("subject", "")))
 
     def of_event(self, event: Event) -> Message:
         """Give the message of what a trigger yielded, with its attributes; the envelope's own come first."""
         subject = event.ordering_key or ""
         envelope = _envelope(
-            id=_digest(EVENT, self._worker, event.trigger, event.position, str(event.number)),
-            source=self._source(event.trigger),
+            id=_ended(_begun(EVENT, self._worker, event.trigger).copy(), event.position, str(event.number)),
+            source=_source(self._worker, event.trigger),
             type=EVENT,
             subject=subject,
             time=_time(event.at),
@@ -125,7 +125,7 @@ class Envelope:
         revision, number = change.sequence
         return _envelope(
             id=self._record_id(change, key, kind),
-            source=self._source(change.collection),
+            source=_source(self._worker, change.collection),
             type=kind,
             subject=key_text(key),
             time=_time(change.time),
@@ -136,13 +136,11 @@ class Envelope:
 
     def _record_id(self, change: RecordChange, key: Any, kind: str) -> str:
         """Give the id: of a record as it is stored always the same, of a tombstone one of its own."""
-        named = (kind, self._worker, change.collection)
-        if change.document is not None:
-            return _digest(*named, last=change.document)
-        return _digest(*named, record_key(key), *map(str, change.sequence))
-
-    def _source(self, name: str) -> str:
-        return f"/distributary/{quote(self._worker, safe='')}/{quote(name, safe='')}"
+        named = _begun(kind, self._worker, change.collection).copy()
+        if change.document is None:
+            return _ended(named, record_key(key), *map(str, change.sequence))
+        named.update(change.document)
+        return named.hexdigest()
 
     # --- the message ------------------------------------------------------------------------------------------
 
@@ -161,11 +159,11 @@ class Envelope:
         return bigquery.upsert(record, self._tables.get(change.collection), change.sequence)
 
 
-def _row(topic: str, envelope: Mapping[str, str], columns: Mapping[str, Any], key: Any) -> Message:
+def _row(topic: str, envelope: Mapping[str, str], columns: Mapping[str, Any]) -> Message:
     """Give a row with as much of the envelope as attributes can hold."""
     attributes = _attributes({**envelope, "datacontenttype": _JSON})
     attributes = {name: value for name, value in attributes.items() if _fits(value)}
-    return Message(topic, orjson.dumps(columns), attributes, ordering_key(key_text(key)))
+    return Message(topic, orjson.dumps(columns), attributes, ordering_key(envelope.get("subject", "")))
 
 
 def _record(document: bytes) -> dict[str, Any]:
@@ -212,14 +210,29 @@ def _fits(value: str) -> bool:
     return len(value) * 4 <= MAX_ATTRIBUTE or len(value.encode()) <= MAX_ATTRIBUTE
 
 
-def _digest(*parts: str, last: bytes = b"") -> str:
-    """Give what identifies these parts, each of which is told from the next by its length."""
+@lru_cache(maxsize=256)
+def _source(worker: str, name: str) -> str:
+    return f"/distributary/{quote(worker, safe='')}/{quote(name, safe='')}"
+
+
+@lru_cache(maxsize=256)
+def _begun(*parts: str) -> blake2b:
+    """Begin a digest of what many ids have in common; it is copied before it goes on."""
     digest = blake2b(digest_size=_ID_BYTES)
+    _add(digest, parts)
+    return digest
+
+
+def _ended(digest: blake2b, *parts: str) -> str:
+    _add(digest, parts)
+    return digest.hexdigest()
+
+
+def _add(digest: blake2b, parts: Iterable[str]) -> None:
+    """Add parts, each of which is told from the next by its length."""
     for part in parts:
         encoded = part.encode()
         digest.update(len(encoded).to_bytes(4, "little") + encoded)
-    digest.update(last)
-    return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)

@@ -42,7 +42,21 @@ def key_text(key: Any) -> str:
 
 def record_key(key: Any) -> str:
     """Write a key as canonical Extended JSON: the same for keys that MongoDB takes for equal, and only for those."""
-    return canonical(_with_one_number(key))
+    write = _RECORD_KEYS.get(key.__class__)
+    return write(key) if write else canonical(_with_one_number(key))
+
+
+def _whole_key(value: int) -> str:
+    kind = "$numberInt" if -(2**31) <= value < 2**31 else "$numberLong"
+    return f'{{"{kind}":"{value}"}}'
+
+
+#: The kinds of keys that are most frequent, for which the driver's own way takes many times as long.
+_RECORD_KEYS: Mapping[type, Callable[[Any], str]] = {
+    ObjectId: lambda key: f'{{"$oid":"{key}"}}',
+    int: _whole_key,
+    Int64: _whole_key,
+}
 
 
 def key_kind(key: Any) -> str:
