@@ -612,7 +612,7 @@ def test_verify_leaves_the_trail_alone(databases: Databases, tmp_path: Path) -> 
     databases.raw.forms.insert_one({"_id": 1})
     harness.catch_up()
     out = harness.said("verify", "--repair")
-    assert "\nequal: " in out
+    assert out.startswith("equal: ")
     assert "not compared: filled by triggers, which cannot be recomputed: audit" in out
     assert operations(harness) == [(1, "insert")]
 
