@@ -29,10 +29,10 @@ from distributary.engine.tenure import Tenure
 from distributary.engine.triggers import Triggers
 from distributary.engine.worker import Goal, Parts, Settings, Worker
 from distributary.errors import LeaseLost
-from distributary.events.columns import table_of_model
-from distributary.events.envelope import Envelope
+from distributary.events.envelope import Envelope, tables_of
 from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
+from distributary.operate.tables import refuse_bad_models
 from distributary.operate.topics import Asked
 from distributary.operate.watch import Watch
 from distributary.ports import Publisher, Start
@@ -94,6 +94,7 @@ def registry(config: Config) -> Registry:
     """Load the transform modules that the configuration names; its key is then that of this process's pseudonyms."""
     personal.use_key(config.personal_data.key.get_secret_value() if config.personal_data else None)
     loaded = plugins.load(config.worker.transformers, config.worker.only).under_key(personal.key_digest())
+    refuse_bad_models(loaded)
     same = config.source.uri.get_secret_value() == config.derived.uri.get_secret_value()
     loaded.check_loop(source_db_is_derived_db=same and config.source.database == config.derived.database)
     return loaded
@@ -164,11 +165,7 @@ class Assembled:
             worker,
             binary=settings is not None and settings.mode == "binary",
             plain=settings is not None and settings.json_form == "plain",
-            tables={
-                name: table_of_model(each.model)
-                for name, each in self.registry.published.items()
-                if each.model
-            },
+            tables=tables_of(self.registry.published.values()),
         )
         reference = settings is not None and settings.too_large == "reference"
         return MongoOutbox(

@@ -276,3 +276,34 @@ def test_other_signatures_are_refused(function: Callable[..., Any]) -> None:
 def test_suitable_signatures_are_taken(function: Callable[..., Any]) -> None:
     """What can be called with the document alone is fine, an undecorated wrapper included."""
     assert not problems(marked("one", function=function))
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        ({"publish": "ab"}, "is published to 'ab', no topic"),
+        ({"publish": "google-things"}, "is published to 'google-things', no topic"),
+        ({"publish": ""}, "is published to '', no topic"),
+        ({"publish": 7}, "is published to 7, no topic"),
+        ({"publish": "projects/p/topics/a b"}, "no topic"),
+        ({"publish": "customer", "format": "avro"}, "has the format 'avro'"),
+    ],
+)
+def test_a_topic_that_cannot_be(declared: dict[str, Any], problem: str) -> None:
+    """What is published has a topic that Pub/Sub takes and a format that there is, else its place is told."""
+    (told,) = problems(collections=[DerivedCollection("customer", **declared)])
+    assert told.startswith("t.py:1:")
+    assert problem in told
+
+
+def test_a_topic_of_another_project_is_fine() -> None:
+    """It is named whole."""
+    assert problems(collections=[DerivedCollection("c", publish="projects/p/topics/customers")]) == []
+
+
+def test_tables_have_topics_of_their_own() -> None:
+    """A subscription writes what comes by its topic into one table; events may share a topic."""
+    rows = [DerivedCollection(name, publish="rows", format="bigquery") for name in "ab"]
+    (told,) = problems(collections=rows)
+    assert "'b' is published to 'rows' for BigQuery, as 'a' is (t.py:1)" in told
+    assert problems(collections=[DerivedCollection(name, publish="events") for name in "ab"]) == []

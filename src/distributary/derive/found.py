@@ -124,6 +124,7 @@ def faults(found: Sequence[Found]) -> list[Fault]:
         *_written_by_both(transforms, triggers),
         *_each(_collection_faults, declared),
         *_collections_of_one_name([item for item in declared if _is_text(item.collection.name)]),
+        *_tables_of_one_topic(declared),
         *_undeclared(marked, declared),
         *_each(_rollup_faults, rollups),
         *_rollups_of_one_name(rollups, declared),
@@ -414,6 +415,21 @@ def _collection_faults(declared: Declared) -> Iterator[Fault]:
             f"derived collection {collection.name!r:.80} has the format {collection.format!r:.80}.",
             f"There are: {', '.join(FORMATS)}.",
         )
+
+
+def _tables_of_one_topic(declared: Sequence[Declared]) -> Iterator[Fault]:
+    """Refuse rows of two tables on one topic: a subscription writes all of them into its one table."""
+    tables = [each for each in declared if each.collection.publish and each.collection.format == "bigquery"]
+    first: dict[str, Declared] = {}
+    for each in tables:
+        other = first.setdefault(str(each.collection.publish), each)
+        if other.collection.name != each.collection.name:
+            yield Fault(
+                each.place,
+                f"{each.collection.name!r} is published to {each.collection.publish!r} for BigQuery, as"
+                f" {other.collection.name!r} is ({other.place}).",
+                "Give each its own topic.",
+            )
 
 
 def _rollup_faults(declared: DeclaredRollup) -> Iterator[Fault]:

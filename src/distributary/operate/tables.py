@@ -65,6 +65,13 @@ def of_model(registry: Registry, collection: DerivedCollection) -> Tabled:
         raise ConfigurationError([Fault(registry.places[collection.name], f"{error}.", cure)]) from error
 
 
+def refuse_bad_models(registry: Registry) -> None:
+    """Raise `ConfigurationError` for a published collection whose model cannot be read."""
+    for collection in registry.published.values():
+        if collection.model is not None:
+            of_model(registry, collection)
+
+
 def of_sample(derived: Database[Any], collection: DerivedCollection, count: int) -> Tabled:
     """Give the table that records suggest which are drawn at random; raises `Failed` when there are none."""
     counter = _Counted(derived, collection.name, count)

@@ -99,7 +99,7 @@ class MongoOutbox:
         topic = declared.publish or ""
         message = self._envelope.of_record(change, topic, declared.format)
         reason = _too_large(message)
-        if reason and self._reference:
+        if reason and self._reference and declared.format != "bigquery":
             message, reason = self._envelope.reference(change, topic), ""
         document = self._document(change.collection, message, revision, number)
         if reason:
