@@ -565,7 +565,7 @@ class Sink(Protocol):
         finish: FinishShowing,
         keys: Sequence[Any] = (),
     ) -> Shown:
-        """Tell of the next records in key order, or of those with the first of `keys`, in one transaction with `finish`.
+        """Tell of the next records in key order, in one transaction with `finish`; or of the first of `keys`.
 
         A key that no record has is told of, too: its record is gone.
         """

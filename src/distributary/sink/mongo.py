@@ -611,7 +611,7 @@ class MongoSink:
         finish: FinishShowing,
         keys: Sequence[Any] = (),
     ) -> Shown:
-        """Tell of the next records in key order, or of those with the first of `keys`, in one transaction with `finish`.
+        """Tell of the next records in key order, in one transaction with `finish`; or of the first of `keys`.
 
         A key that no record has is told of, too: its record is gone.
         """
@@ -645,8 +645,9 @@ class MongoSink:
         size = 0
         for key in keys[:limit]:
             found = source.find_one({"_id": key}, session=self._session)
-            states.append(RecordState(collection, key, found and bytes(found.raw)))
-            size += len(found.raw) if found else 0
+            raw = None if found is None else bytes(found.raw)
+            states.append(RecordState(collection, key if raw is None else key_of(raw), raw))
+            size += len(raw or b"")
             if size > LEARN_BYTES:
                 break
         return Shown(states, tuple(keys[len(states) :]))

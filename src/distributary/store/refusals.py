@@ -103,7 +103,9 @@ class Refusals:
         gone = [
             each["_id"]
             for some in _chunks(list(asked))
-            for each in self._collection.find({"id": {"$in": some}}, {"of": 1, "key": 1, "id": 1}, session=session)
+            for each in self._collection.find(
+                {"id": {"$in": some}}, {"of": 1, "key": 1, "id": 1}, session=session
+            )
             if _place_of(each) == (where := asked[each["id"]])
             and ((bound := bounds[where]) is None or order(each["_id"]) < bound)
         ]
