@@ -20,7 +20,6 @@ MODULE = """
     from distributary import DerivedCollection, Publish, transform, trigger
 
     orders = DerivedCollection("orders_view", publish="VIEW")
-    checked = DerivedCollection("checked")
 
     @transform("orders")
     def viewed(order):
@@ -192,11 +191,10 @@ def test_discard_forgets_what_cannot_be_published(harness: Harness, databases: D
     both = letters(databases)
     assert len(effects(both)) == 2
     assert "gone for good" in effects(both)[1]
-    assert {cure(each).partition(".")[0] for each in both} == {
-        "Let the topic take it",
-        "Make the record acceptable: correct the document or the transform, or what the topic takes; of one that is"
-        " too large, pubsub",
-    }
+    assert [("as it was yielded" in cure(each), "as it is then" in cure(each)) for each in both] in (
+        [(True, False), (False, True)],
+        [(False, True), (True, False)],
+    )
     assert discard(databases.state, "another", both) == 0
     event = next(each for each in both if each.message and each.message.is_event)
     assert discard(databases.state, "default", [event]) == 1

@@ -66,7 +66,7 @@ def command() -> None:
 def list_(
     config_path: Path | None, transform: str | None, kind: str | None, limit: int, *, as_json: bool
 ) -> None:
-    """List parked documents and what cannot be published, the last first, with the id that `show` takes."""
+    """List dead letters, the last first, with the id that `show` takes."""
     with connect(open_config(config_path)) as databases:
         found = listing(databases.state, transform, LetterKind(kind) if kind else None, limit)
     if as_json:
@@ -110,9 +110,10 @@ def retry(
     everything: bool,
     as_json: bool,
 ) -> int:
-    """Derive parked documents again, each from its current state, and publish again what could not be published.
+    """Derive parked documents again, and publish what could not be.
 
-    A record is published as it is now, an event of a trigger as it was. The running worker does it as a job; without
+    A document is derived from its current state; a record is published as it is now, an event of a trigger as it
+    was. The running worker does it as a job; without
     one this process takes the lease and does it. Exits with 0 when none of them is left, with 1 when some are.
     """
     if sum([bool(ids), bool(transform or kind), everything]) != 1:
