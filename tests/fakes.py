@@ -282,6 +282,7 @@ class _Rows:
     jobs: dict[Any, tuple[str, Job]] = field(default_factory=dict)
     events: dict[tuple[str, int, int], Waiting] = field(default_factory=dict)
     refused: dict[tuple[str, int, int], tuple[str, Waiting]] = field(default_factory=dict)
+    again: dict[tuple[str, int, int], bool] = field(default_factory=dict)
 
 
 class Deployment:
@@ -427,12 +428,28 @@ class FakeSink:
             finish(session, Outcome())
         return ()
 
-    def show(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishShowing) -> Shown:
-        """Tell of all records."""
+    def show(
+        self,
+        collection: str,
+        after: tuple[Any, ...],
+        limit: int,
+        finish: FinishShowing,
+        keys: Sequence[Any] = (),
+    ) -> Shown:
+        """Tell of all records, or of those with some keys."""
         with self.deployment.transaction() as session:
-            records = self.deployment.rows.records.items()
-            found = [(document["_id"], document) for (name, _), document in records if name == collection]
-            states = [RecordState(collection, key, encode(document)) for key, document in found]
+            records = self.deployment.rows.records
+            found = {identity(key): key for key in keys} or {
+                key: document["_id"] for (name, key), document in records.items() if name == collection
+            }
+            states = [
+                RecordState(
+                    collection,
+                    key,
+                    encode(records[place]) if (place := (collection, at)) in records else None,
+                )
+                for at, key in found.items()
+            ]
             finish(session, Shown(states, ()))
         return Shown(states, ())
 
@@ -701,7 +718,10 @@ class FakeLetters:
 
 @dataclass(frozen=True)
 class FakeOutbox:
-    """Messages in a `Deployment`, with the keys of records as their data and numbers as their ids."""
+    """Messages in a `Deployment`, with the keys of records as their data and numbers as their ids.
+
+    What was refused is called by its id as text. `again` says of what is sent again whether `next` has given it.
+    """
 
     deployment: Deployment
     worker: str
@@ -720,11 +740,15 @@ class FakeOutbox:
                 for each in events
             ),
             *(
-                (each.collection, Message("topic", each.document or b"", {}, str(each.key)))
+                (
+                    each.collection,
+                    Message("topic", each.document or b"", {"recordkey": str(each.key)}, str(each.key)),
+                )
                 for each in states
             ),
         ]
         for number, (of, message) in enumerate(told):
+            self._resolve(of, message)
             key = (self.worker, commit.revision, number)
             self.deployment.rows.events[key] = Waiting(key, of, message, len(message.data))
         return Put(Held(len(told), sum(len(message.data) for _, message in told)))
@@ -738,16 +762,42 @@ class FakeOutbox:
             if size < 0 and some:
                 break
             some.append(each)
+        again = self.deployment.rows.again
+        again.update({each.id: True for each in some if each.id in again})
         return some
 
     def remove(self, first: Any, last: Any) -> None:
-        """Remove a range."""
-        for key in [key for key in self.deployment.rows.events if first <= key <= last]:
-            del self.deployment.rows.events[key]
+        """Remove what was given of a range."""
+        given = [key for key in self.deployment.rows.events if self.deployment.rows.again.get(key, True)]
+        for key in [key for key in given if first <= key <= last]:
+            removed = self.deployment.rows.events.pop(key)
+            self._resolve(removed.of, removed.message, key)
 
     def refuse(self, id: Any, reason: str) -> None:  # noqa: A002 - as the field is called
         """Take a message out of the order."""
-        self.deployment.rows.refused[id] = reason, self.deployment.rows.events.pop(id)
+        refused = self.deployment.rows.events.pop(id)
+        self._resolve(refused.of, refused.message, id)
+        self.deployment.rows.refused[id] = reason, refused
+
+    def readmit(self, ids: Sequence[str], session: ClientSession) -> Held:
+        """Let what was refused be sent again."""
+        rows = self.deployment.rows
+        again = [rows.refused.pop(key)[1] for key in list(rows.refused) if str(key) in ids]
+        rows.events.update({each.id: each for each in again})
+        rows.again.update({each.id: False for each in again})
+        return Held(len(again), sum(each.size for each in again))
+
+    def tells(self, collection: str) -> bool:
+        """Everything is published."""
+        return True
+
+    def _resolve(self, of: str, message: Message, before: Any = None) -> None:
+        """Forget what was refused before of the record that a message tells of, if it is one of a record."""
+        refused, key = self.deployment.rows.refused, message.attributes.get("recordkey")
+        for each in [each for each in refused if before is None or each < before]:
+            other = refused[each][1]
+            if key is not None and (other.of, other.message.attributes.get("recordkey")) == (of, key):
+                del refused[each]
 
     def held(self) -> Held:
         """Count what waits."""

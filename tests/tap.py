@@ -164,9 +164,16 @@ class TappedSink:
         """Put together as the sink does."""
         return self.sink.assemble(collection, after, limit, finish)
 
-    def show(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishShowing) -> Shown:
+    def show(
+        self,
+        collection: str,
+        after: tuple[Any, ...],
+        limit: int,
+        finish: FinishShowing,
+        keys: Sequence[Any] = (),
+    ) -> Shown:
         """Tell as the sink does."""
-        return self.sink.show(collection, after, limit, finish)
+        return self.sink.show(collection, after, limit, finish, keys)
 
     def swept(self, collection: str, transform: str, after: tuple[Any, ...], limit: int) -> list[Any]:
         """Give source keys."""

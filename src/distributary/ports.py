@@ -189,7 +189,7 @@ class RecordState(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Some records of a collection, and where the next ones begin; empty at the end."""
+    """Some records of a collection, and where the next ones begin, or the keys that are left; empty at the end."""
 
     states: Sequence[RecordState]
     behind: tuple[Any, ...]
@@ -244,20 +244,30 @@ class Outbox(Protocol):
     ) -> Put:
         """Add events, and those of records that changed, in the session's transaction; they come in this order.
 
-        A record that is too large for a message is kept as refused, or is told by a reference.
+        A record that is too large for a message is kept as refused, or is told by a reference. What was refused of
+        these records before is removed.
         """
 
     def next(self, limit: int, size: int) -> Sequence[Waiting]:
         """Give the oldest messages, at most so many and, beyond the first one, so many bytes."""
 
     def remove(self, first: Any, last: Any) -> None:
-        """Remove the messages with these ids and all between them that were not refused."""
+        """Remove the messages with these ids and all that `next` gave between them that were not refused.
+
+        What was refused of their records before is removed, too.
+        """
 
     def refuse(self, id: Any, reason: str) -> None:  # noqa: A002 - as the field is called
-        """Take a message out of the order and keep it as refused."""
+        """Take a message out of the order and keep it as refused, in the place of what was refused of its record."""
+
+    def readmit(self, ids: Sequence[str], session: ClientSession) -> Held:
+        """Let refused events of triggers be sent again in their places; gives what waits then that did not."""
+
+    def tells(self, collection: str) -> bool:
+        """Whether changes of a derived collection are published."""
 
     def held(self) -> Held:
-        """Count what waits."""
+        """Count what waits, at the beginning of a tenure."""
 
 
 class Publisher(Protocol):
@@ -547,8 +557,18 @@ class Sink(Protocol):
     def assemble(self, collection: str, after: tuple[Any, ...], limit: int, finish: Finish) -> Behind:
         """Put the next shared records in key order together anew from their parts, in one transaction with `finish`."""
 
-    def show(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishShowing) -> Shown:
-        """Tell of the next records in key order, in one transaction with `finish`."""
+    def show(
+        self,
+        collection: str,
+        after: tuple[Any, ...],
+        limit: int,
+        finish: FinishShowing,
+        keys: Sequence[Any] = (),
+    ) -> Shown:
+        """Tell of the next records in key order, in one transaction with `finish`; or of the first of `keys`.
+
+        A key that no record has is told of, too: its record is gone.
+        """
 
     def settle(self, drained: Sequence[Drained], version: Version, finish: Finish) -> Outcome:
         """Store pending groups that were computed, in one transaction.

@@ -162,12 +162,16 @@ class Checkpoint:
 
 
 class LetterKind(StrEnum):
-    """Why a document is parked, or a change that a trigger failed for; `waiting` is one behind such a change."""
+    """Why a document is parked, or a change that a trigger failed for; `waiting` is one behind such a change.
+
+    `unpublished` is a message that never can be published.
+    """
 
     FAILED = "failed"
     CONTESTED = "contested"
     REFUSED = "refused"
     WAITING = "waiting"
+    UNPUBLISHED = "unpublished"
 
 
 class LetterKey(NamedTuple):
@@ -207,6 +211,9 @@ class Letter:
 #: The stage of a rebuild in which it can no longer be cancelled.
 SWAP = "swap/"
 
+#: The stage of a job that sends events again that were refused.
+EVENTS = "events"
+
 
 class JobKind(StrEnum):
     """What a job does.
@@ -215,7 +222,8 @@ class JobKind(StrEnum):
     changed in a part of the history. `rebuild` builds derived collections anew beside the live ones, `undo` brings
     back what was kept of them, and `drop` removes those that no transform names any more. `rollup` lets all groups of
     the rollup that is its `source` be computed, or those in `keys`. `publish` tells of all records of the derived
-    collection that is its `source`.
+    collection that is its `source`, or of those in `keys`; at the stage "events" it sends events of the trigger that is
+    its `source` again, `keys` being the ids of their letters.
     """
 
     BACKFILL = "backfill"

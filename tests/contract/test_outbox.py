@@ -11,7 +11,9 @@ from distributary.derive.trigger import Event
 from distributary.events.envelope import Envelope
 from distributary.ports import Commit, Held, Outbox, RecordState
 from distributary.store import outbox as store_outbox
+from distributary.store.letters import Unsent, short_id
 from distributary.store.outbox import MongoOutbox, unpublished
+from distributary.store.unpublished import unpublished_letters
 from tests.conftest import Client, Databases
 from tests.contract.making import Transaction, aborted, transactions
 from tests.fakes import Deployment, FakeOutbox
@@ -86,6 +88,39 @@ class OutboxContract:
         assert told(outbox) == []
         assert outbox.held() == Held()
 
+    def test_a_refused_event_is_sent_again_in_its_place(
+        self, outbox: Outbox, transaction: Transaction
+    ) -> None:
+        """Before what was committed later; a page that was given before that does not take it along."""
+        with transaction() as session:
+            outbox.put([event(number) for number in range(4)], [], commit(1), session)
+        page = outbox.next(3, MUCH)
+        outbox.refuse(page[1].id, "no")
+        with transaction() as session:
+            assert outbox.readmit([self.called(page[1].id), "other"], session) == Held(1, page[1].size)
+        outbox.remove(page[0].id, page[2].id)
+        again = outbox.next(MUCH, MUCH)
+        assert [each.id for each in again][:1] == [page[1].id]
+        assert len(again) == 2
+        outbox.remove(again[0].id, again[1].id)
+        assert outbox.held() == Held()
+
+    def test_an_event_may_be_refused_again(self, outbox: Outbox, transaction: Transaction) -> None:
+        """Then it is out of the order until it is sent again once more."""
+        with transaction() as session:
+            outbox.put([event(), event(1)], [], commit(1), session)
+        for _ in range(2):
+            first = outbox.next(1, MUCH)[0]
+            outbox.refuse(first.id, "no")
+            assert len(outbox.next(MUCH, MUCH)) == 1
+            with transaction() as session:
+                outbox.readmit([self.called(first.id)], session)
+        assert len(outbox.next(MUCH, MUCH)) == 2
+
+    def called(self, entry_id: Any) -> str:
+        """Give what an operator calls a refused event by."""
+        raise NotImplementedError
+
 
 class TestFakeOutbox(OutboxContract):
     """The fake keeps the contract."""
@@ -104,6 +139,10 @@ class TestFakeOutbox(OutboxContract):
     def transaction(self, deployment: Deployment) -> Transaction:
         """Give its transactions."""
         return deployment.transaction
+
+    def called(self, entry_id: Any) -> str:
+        """Give the id as text."""
+        return str(entry_id)
 
 
 def mongo_outbox(databases: Databases, worker: str = "w", *, reference: bool = False) -> MongoOutbox:
@@ -162,6 +201,76 @@ class TestMongoOutbox(OutboxContract):
         self.put(anew, transaction, 1, state("new"))
         self.put(anew, transaction, 2, state("newer"))
         assert [each.message.ordering_key for each in anew.next(MUCH, MUCH)] == ["old", "new", "newer"]
+
+    def called(self, entry_id: Any) -> str:
+        """Give the id that the letter has."""
+        return short_id(entry_id)
+
+    def letters(self, databases: Databases) -> list[tuple[str, Any]]:
+        """Give who tells and of what, of each message that was refused."""
+        found = unpublished_letters(databases.state, {"worker": "w"}, 0)
+        return sorted((each.letter.transform, each.letter.key) for each in found)
+
+    def test_what_was_refused_is_resolved_by_a_later_change(
+        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction
+    ) -> None:
+        """Of the same record, in the transaction that puts it, by MongoDB's equality; others stay."""
+        self.put(outbox, transaction, 1, state(1), state(2))
+        for each in outbox.next(MUCH, MUCH):
+            outbox.refuse(each.id, "no")
+        with aborted(transaction) as session:
+            outbox.put([], [state(1)], commit(2), session)
+        assert self.letters(databases) == [("customer", 1), ("customer", 2)]
+        self.put(outbox, transaction, 2, state(1.0), state("2"))
+        assert self.letters(databases) == [("customer", 2)]
+        assert [each.message.ordering_key for each in outbox.next(MUCH, MUCH)] == ["1", "2"]
+
+    def test_what_was_refused_is_resolved_by_what_waited_already(
+        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction
+    ) -> None:
+        """A record whose next message is published, or refused in its place, has no other letter."""
+        self.put(outbox, transaction, 1, state(1, a=1), state(2, a=1))
+        self.put(outbox, transaction, 2, state(1, a=2), state(2, a=2), state(3))
+        page = outbox.next(MUCH, MUCH)
+        outbox.refuse(page[0].id, "no")
+        outbox.refuse(page[1].id, "no")
+        outbox.refuse(page[3].id, "no again")
+        assert self.letters(databases) == [("customer", 1), ("customer", 2)]
+        outbox.remove(page[0].id, page[-1].id)
+        assert self.letters(databases) == [("customer", 2)]
+        assert databases.state.outbox.count_documents({}) == 1
+
+    def test_a_letter_of_a_record_keeps_its_id(
+        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction
+    ) -> None:
+        """However often its message is refused; the data is left to the record."""
+        ids = set()
+        for revision in (1, 2):
+            self.put(outbox, transaction, revision, state("C1", a=revision))
+            (waiting,) = outbox.next(MUCH, MUCH)
+            outbox.refuse(waiting.id, "no")
+            (letter,) = unpublished_letters(databases.state, {}, 0, whole=True)
+            ids.add(letter.id)
+            assert letter.message == Unsent("customer-view", "C1", is_event=False)
+        assert len(ids) == 1
+
+    def test_nothing_is_asked_while_nothing_was_refused(
+        self, databases: Databases, transaction: Transaction, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A commit costs no look for what it resolves, once the tenure began without any."""
+        outbox = mongo_outbox(databases)
+        outbox.held()
+        with monkeypatch.context() as patched:
+            patched.setattr(outbox._refusals, "_remove", pytest.fail)
+            self.put(outbox, transaction, 1, state(1))
+            (waiting,) = outbox.next(MUCH, MUCH)
+            outbox.remove(waiting.id, waiting.id)
+        other = mongo_outbox(databases)
+        self.put(other, transaction, 2, state(1))
+        other.refuse(other.next(1, MUCH)[0].id, "no")
+        outbox.held()
+        self.put(outbox, transaction, 3, state(1))
+        assert self.letters(databases) == []
 
     @pytest.mark.usefixtures("small")
     def test_what_is_too_large_is_refused(

@@ -1,4 +1,4 @@
-"""`distributary dead-letters`: the documents that could not be derived."""
+"""`distributary dead-letters`: the documents that could not be derived, and what cannot be published."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ from distributary.cli.common import (
     open_config,
     progress,
 )
+from distributary.log import get_logger
 from distributary.operate.dead_letters import (
     Listing,
     answer,
@@ -31,11 +32,14 @@ from distributary.operate.dead_letters import (
     one,
     remaining,
     retries,
+    sent,
 )
 from distributary.operate.jobs import carry_out
 from distributary.operate.status import iso
 from distributary.state import LetterKind
-from distributary.store.letters import StoredLetter
+from distributary.store.letters import StoredLetter, Unsent
+
+log = get_logger()
 
 #: Columns that a key or a transform's name takes at most in the list.
 KEY_COLUMNS = 30
@@ -46,13 +50,15 @@ SHOWN = 20
 
 @click.group("dead-letters")
 def command() -> None:
-    """Show the documents that could not be derived, and why, derive them again, or forget them."""
+    """Show the documents that could not be derived and what cannot be published, and why, try again, or forget them."""
 
 
 @command.command("list")
 @config_option
 @json_option
-@click.option("--transform", metavar="NAME", help="Only those of this transform.")
+@click.option(
+    "--transform", metavar="NAME", help="Only those of this transform, trigger or published collection."
+)
 @click.option(
     "--kind", type=click.Choice([kind.value for kind in LetterKind]), help="Only those of this kind."
 )
@@ -60,7 +66,7 @@ def command() -> None:
 def list_(
     config_path: Path | None, transform: str | None, kind: str | None, limit: int, *, as_json: bool
 ) -> None:
-    """List parked documents, those that failed last first, with the id that `show` takes."""
+    """List dead letters, the last first, with the id that `show` takes."""
     with connect(open_config(config_path)) as databases:
         found = listing(databases.state, transform, LetterKind(kind) if kind else None, limit)
     if as_json:
@@ -74,7 +80,7 @@ def list_(
 @json_option
 @click.argument("id")
 def show(config_path: Path | None, id: str, *, as_json: bool) -> None:  # noqa: A002 - click names it after the argument
-    """Show everything that is known of one parked document, and what to do about it."""
+    """Show everything that is known of one dead letter, and what to do about it."""
     config = open_config(config_path)
     with connect(config) as databases:
         stored = one(databases.state, id)
@@ -85,14 +91,14 @@ def show(config_path: Path | None, id: str, *, as_json: bool) -> None:  # noqa: 
         click.echo(f"{name + ':':<12} {value}")
     if stored.letter.traceback:
         click.echo(f"\n{stored.letter.traceback.rstrip()}")
-    click.echo(f"\n{cure(stored.letter)}")
+    click.echo(f"\n{cure(stored)}")
 
 
 @command.command("retry")
 @config_option
 @json_option
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--transform", metavar="NAME", help="All of this transform.")
+@click.option("--transform", metavar="NAME", help="All of this transform, trigger or published collection.")
 @click.option("--kind", type=click.Choice([kind.value for kind in LetterKind]), help="All of this kind.")
 @click.option("--all", "everything", is_flag=True, help="All of this worker.")
 def retry(
@@ -104,23 +110,28 @@ def retry(
     everything: bool,
     as_json: bool,
 ) -> int:
-    """Derive parked documents again, each from its current state.
+    """Derive parked documents again, and publish what could not be.
 
-    The running worker does it as a job; without one this process takes the lease and does it. Exits with 0 when none
-    of them is parked any more, with 1 when some still are.
+    A document is derived from its current state; a record is published as it is now, an event of a trigger as it
+    was. The running worker does it as a job; without
+    one this process takes the lease and does it. Exits with 0 when none of them is left, with 1 when some are.
     """
     if sum([bool(ids), bool(transform or kind), everything]) != 1:
         raise click.UsageError("Give the ids, or --transform and --kind, or --all.")
     config = open_config(config_path)
     plugged = registry(config)
-    plugged.only([transform] if transform else [], "--transform")  # refuses a name that nothing has
+    if transform not in plugged.published:
+        plugged.only([transform] if transform else [], "--transform")  # refuses a name that nothing has
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         kinds = LetterKind(kind) if kind else None
         letters = chosen(databases.state, config.worker.name, ids, transform, kinds)
         if letters:
             with progress("Deriving", as_json=as_json) as bar:
-                carry_out(assembled, retries(letters, plugged.triggers), bar.update)
+                published = plugged.published if config.pubsub else None
+                carry_out(assembled, retries(letters, plugged.triggers, published), bar.update)
+            if any(each.message for each in letters) and not sent(databases.state, config.worker.name):
+                log.warning("still waiting to be published", next="`distributary status` tells of it")
         left = remaining(databases.state, letters)
     if as_json:
         emit_json({"tried": len(letters), "parked": [answer(each) for each in left]})
@@ -136,7 +147,11 @@ def retry(
 @config_option
 @json_option
 @click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option("--transform", metavar="NAME", help="All of this transform, plugged in or not.")
+@click.option(
+    "--transform",
+    metavar="NAME",
+    help="All of this transform, trigger or published collection, plugged in or not.",
+)
 @click.option("--kind", type=click.Choice([kind.value for kind in LetterKind]), help="All of this kind.")
 @click.option("--all", "everything", is_flag=True, help="All of this worker.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -150,7 +165,7 @@ def discard_(
     yes: bool,
     as_json: bool,
 ) -> int:
-    """Forget parked documents without deriving them, with a running worker or without.
+    """Forget dead letters without trying again, with a running worker or without.
 
     Says first what becomes of them, and asks. Without a terminal, and with --json, --yes has to be given. Exits with 0
     when they are discarded, with 1 when the answer is no.
@@ -179,7 +194,7 @@ def discard_(
 
 
 def _warn(letters: Sequence[StoredLetter]) -> None:
-    """Say which documents are about to be forgotten, and what becomes of them."""
+    """Say which letters are about to be forgotten, and what becomes of what they tell of."""
     if not letters:
         click.echo("No dead letters to discard.")
         return
@@ -196,7 +211,7 @@ def _confirmed(count: int) -> bool:
 
 
 def _name(letters: Sequence[StoredLetter]) -> None:
-    """Name parked documents, the first of many, each with its reason."""
+    """Name dead letters, the first of many, each with its reason."""
     for each in letters[:SHOWN]:
         letter = each.letter
         reason = letter.reason.partition("\n")[0]
@@ -226,6 +241,9 @@ def _print(found: Listing) -> None:
 
 
 def _lines(stored: StoredLetter) -> Iterator[tuple[str, str]]:
+    if stored.message is not None:
+        yield from _message_lines(stored, stored.message)
+        return
     letter = stored.letter
     yield "id", stored.id
     yield "document", f"{letter.source} _id {one_line(letter.document_key)}"
@@ -239,6 +257,21 @@ def _lines(stored: StoredLetter) -> Iterator[tuple[str, str]]:
         free = ", free now: it is tried soon" if letter.due else ""
         yield "waits for", f"{named(*letter.waits_for)}{free}"
     yield "attempts", f"{stored.attempts}, first {_time(stored.first_at)}, last {_time(stored.last_at)}"
+    yield "position", f"{iso(letter.position.time)} {letter.position.token}"
+
+
+def _message_lines(stored: StoredLetter, message: Unsent) -> Iterator[tuple[str, str]]:
+    letter = stored.letter
+    yield "id", stored.id
+    if message.is_event:
+        yield "event", f"of trigger {letter.transform} (worker {stored.worker})"
+        yield "data", message.data
+    else:
+        yield "record", f"{named(letter.transform, letter.key)} (worker {stored.worker})"
+    ordered = f", ordering key {one_line(message.ordering_key)}" if message.ordering_key else ""
+    yield "topic", f"{message.topic}{ordered}"
+    yield "kind", letter.kind.value
+    yield "reason", letter.reason
     yield "position", f"{iso(letter.position.time)} {letter.position.token}"
 
 

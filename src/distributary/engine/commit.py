@@ -344,22 +344,37 @@ class Committer:
         return after(marked)
 
     def show(self, job: Job, limit: int) -> Job:
-        """Publish the next records of a collection, and give the job behind them; at the end nothing is behind."""
+        """Publish the next records of a collection, or of the job's keys, and give the job behind them."""
         finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
 
         def after(shown: Shown) -> Job:
-            return replace(
-                job, after=shown.behind, documents=job.documents + len(shown.states), done=not shown.behind
-            )
+            left = replace(job, keys=shown.behind) if job.keys else replace(job, after=shown.behind)
+            return replace(left, documents=job.documents + len(shown.states), done=not shown.behind)
 
         def finish(session: ClientSession, shown: Shown) -> None:
             nonlocal finishing
             finishing = _Finishing(self, Work([], [], self.checkpoint, progress=after(shown)))
             finishing(session, Outcome(states=list(shown.states)))
 
-        shown = self._stores.sink.show(job.source, job.after, limit, finish)
+        shown = self._stores.sink.show(job.source, job.after, limit, finish, job.keys)
         self._finished(finishing)
         return after(shown)
+
+    def send_again(self, job: Job) -> Job:
+        """Let the refused events that a job names be sent again, and give the job, which is done."""
+        done = replace(job, keys=(), documents=job.documents + len(job.keys), done=True)
+        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=done))
+        held = Held()
+
+        def finish(session: ClientSession, outcome: Outcome) -> None:
+            nonlocal held
+            held = self._stores.outbox.readmit(job.keys, session)
+            finishing(session, outcome)
+
+        self._stores.sink.mark([], finish)
+        self._finished(finishing)
+        self._told(held)
+        return done
 
     def retried(self, shown: Timestamp, desired: Sequence[Desired], letters: Sequence[Letter]) -> int:
         """Commit parked documents that were derived again; gives how many are parked no more."""

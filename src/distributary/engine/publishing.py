@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Event, Lock, Thread
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from distributary.engine.commit import Committer
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.log import get_logger
 from distributary.ports import Held, Outbox, Publisher, Sent, Waiting
-from distributary.state import Job
+from distributary.state import EVENTS, Job
 
 log = get_logger()
 
@@ -224,7 +225,7 @@ class Outgoing:
 
 
 class Tellings:
-    """Carries out jobs that publish all records of a derived collection."""
+    """Carries out jobs that publish records of a derived collection, or events again that were refused."""
 
     def __init__(self, committer: Committer) -> None:
         self._committer = committer
@@ -235,4 +236,10 @@ class Tellings:
 
     def run(self, job: Job) -> Job:
         """Publish the next records, and give the job as it is then."""
-        return self._committer.show(job, SLICE)
+        if job.stage == EVENTS:
+            return self._committer.send_again(job)
+        if self._committer.stores.outbox.tells(job.source):
+            return self._committer.show(job, SLICE)
+        failed = replace(job, done=True, failure=f"The worker runs without a topic for {job.source!r}.")
+        self._committer.progress(failed, self._committer.checkpoint)
+        return failed

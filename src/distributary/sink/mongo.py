@@ -603,27 +603,54 @@ class MongoSink:
 
     # --- what is published ----------------------------------------------------------------------------------
 
-    def show(self, collection: str, after: tuple[Any, ...], limit: int, finish: FinishShowing) -> Shown:
-        """Tell of the next records in key order, in one transaction with `finish`."""
+    def show(
+        self,
+        collection: str,
+        after: tuple[Any, ...],
+        limit: int,
+        finish: FinishShowing,
+        keys: Sequence[Any] = (),
+    ) -> Shown:
+        """Tell of the next records in key order, in one transaction with `finish`; or of the first of `keys`.
+
+        A key that no record has is told of, too: its record is gone.
+        """
 
         def work() -> Shown:
-            query = {"_id": {"$ne": after[0]}} if after else {}
-            source: Any = self._derived.get_collection(collection, _RAW)
-            found = source.find(query, limit=limit, session=self._session).hint([("_id", 1)]).sort("_id", 1)
-            states: list[RecordState] = []
-            size = 0
-            for each in found.min([("_id", after[0])]) if after else found:
-                raw = bytes(each.raw)
-                states.append(RecordState(collection, key_of(raw), raw))
-                size += len(raw)
-                if size > LEARN_BYTES:
-                    break
-            more = size > LEARN_BYTES or len(states) == limit
-            shown = Shown(states, (states[-1].key,) if more else ())
+            shown = self._some(collection, keys, limit) if keys else self._next(collection, after, limit)
             finish(self._session, shown)
             return shown
 
         return transact(self._session, work)
+
+    def _next(self, collection: str, after: tuple[Any, ...], limit: int) -> Shown:
+        query = {"_id": {"$ne": after[0]}} if after else {}
+        source: Any = self._derived.get_collection(collection, _RAW)
+        found = source.find(query, limit=limit, session=self._session).hint([("_id", 1)]).sort("_id", 1)
+        states: list[RecordState] = []
+        size = 0
+        for each in found.min([("_id", after[0])]) if after else found:
+            raw = bytes(each.raw)
+            states.append(RecordState(collection, key_of(raw), raw))
+            size += len(raw)
+            if size > LEARN_BYTES:
+                break
+        more = size > LEARN_BYTES or len(states) == limit
+        return Shown(states, (states[-1].key,) if more else ())
+
+    def _some(self, collection: str, keys: Sequence[Any], limit: int) -> Shown:
+        """Read the records with the first of these keys, as many as may be held."""
+        source: Any = self._derived.get_collection(collection, _RAW)
+        states: list[RecordState] = []
+        size = 0
+        for key in keys[:limit]:
+            found = source.find_one({"_id": key}, session=self._session)
+            raw = None if found is None else bytes(found.raw)
+            states.append(RecordState(collection, key if raw is None else key_of(raw), raw))
+            size += len(raw or b"")
+            if size > LEARN_BYTES:
+                break
+        return Shown(states, tuple(keys[len(states) :]))
 
     def _states(self, changed: Changed, desired: Sequence[object] = (None,)) -> list[RecordState]:
         """Read the records that changed as they are now, each with its key, or without content when it is gone."""

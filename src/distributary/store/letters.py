@@ -35,8 +35,20 @@ ID_DIGITS = 12
 _RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
+class Unsent(NamedTuple):
+    """The message of a letter of kind `unpublished`; of one that tells of a record, the data is not kept."""
+
+    topic: str
+    ordering_key: str
+    is_event: bool
+    data: str = ""
+
+
 class StoredLetter(NamedTuple):
-    """A letter as it lies in the state database; `id` is what a person calls it by."""
+    """A letter as it lies in the state database; `id` is what a person calls it by.
+
+    One of a `message` that cannot be published is of the derived collection or trigger that its `transform` names.
+    """
 
     id: str
     worker: str
@@ -44,6 +56,7 @@ class StoredLetter(NamedTuple):
     attempts: int
     first_at: datetime
     last_at: datetime
+    message: Unsent | None = None
 
 
 #: What tells the letter of a change from that of a document.

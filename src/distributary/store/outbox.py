@@ -15,6 +15,7 @@ from distributary.derive.trigger import Event
 from distributary.events.envelope import Envelope, Message, RecordChange
 from distributary.excerpt import excerpt
 from distributary.ports import Commit, Held, Put, RecordState, Waiting
+from distributary.store.refusals import BESIDE, Order, Refusals, order, place
 
 OUTBOX = "outbox"
 
@@ -23,9 +24,6 @@ MAX_MESSAGE_BYTES = 10_000_000 - 10_000
 
 #: Messages in one command.
 CHUNK = 5000
-
-#: What a message takes beside its data, in bytes, as far as the bounds of the outbox go.
-_BESIDE = 500
 
 Document = dict[str, Any]
 
@@ -52,9 +50,12 @@ class MongoOutbox:
         self._published = published
         self._reference = reference
         self._ahead: int | None = None
+        self._refusals = Refusals(self._collection, worker)
+        self._again: dict[Order, Any] = {}
 
     def prepare(self) -> None:
-        """Create the collection, which a transaction that writes to it finds faster, and its index."""
+        """Create the collection, which a transaction that writes to it finds faster, and its indexes."""
+        self._refusals.prepare()
         self._collection.create_index([("worker", 1), ("refused", 1), ("_id", 1)], name="order")
 
     def put(
@@ -66,6 +67,8 @@ class MongoOutbox:
         commit = commit._replace(revision=commit.revision + self._offset(commit.revision))
         refused: list[tuple[Event, str]] = []
         documents = [*self._of_events(events, commit, refused), *self._of_states(states, commit, len(events))]
+        if not refused:
+            self._refusals.resolve((place(each.collection, each.key) for each in states), session)
         for some in _chunks([] if refused else documents):
             self._collection.insert_many(some, session=session)
         return Put(Held(len(documents), sum(each["size"] for each in documents)), refused)
@@ -103,7 +106,8 @@ class MongoOutbox:
             message, reason = self._envelope.reference(change, topic), ""
         document = self._document(change.collection, message, revision, number)
         if reason:
-            document |= {"refused": f"its message {reason}", "data": "", "size": _BESIDE}
+            where = place(change.collection, change.key)
+            document |= self._refusals.refused(where, f"its message {reason}")
         return document
 
     def _document(self, of: str, message: Message, revision: int, number: int) -> Document:
@@ -115,7 +119,7 @@ class MongoOutbox:
             "data": message.data.decode(),
             "ordering_key": message.ordering_key,
             "attributes": dict(message.attributes),
-            "size": len(message.data) + _BESIDE,
+            "size": len(message.data) + BESIDE,
         }
 
     # --- draining -------------------------------------------------------------------------------------------
@@ -128,19 +132,39 @@ class MongoOutbox:
             size -= each["size"]
             if size < 0 and found:
                 break
+            if "again" in each:
+                self._again[order(each["_id"])] = each["_id"]
             found.append(_waiting(each))
         return found
 
     def remove(self, first: Any, last: Any) -> None:
-        """Remove the messages with these ids and all between them that were not refused."""
-        self._collection.delete_many({"_id": {"$gte": first, "$lte": last}, "refused": None})
+        """Remove the messages with these ids and all between them that were not refused.
+
+        What is sent again may have come between them since they were given: it is removed only if `next` gave it, too.
+        """
+        self._refusals.resolve_before(first, last)
+        self._collection.delete_many({"_id": {"$gte": first, "$lte": last}, "refused": None, "again": None})
+        given = [each for each in self._again if order(first) <= each <= order(last)]
+        if given:
+            ids = [self._again.pop(each) for each in given]
+            self._collection.delete_many({"_id": {"$in": ids}, "refused": None})
 
     def refuse(self, id: Any, reason: str) -> None:  # noqa: A002 - as the field is called
-        """Take a message out of the order and keep it as refused."""
-        self._collection.update_one({"_id": id}, {"$set": {"refused": reason}})
+        """Take a message out of the order and keep it as refused, in the place of what was refused of its record."""
+        self._refusals.refuse(id, reason)
+        self._again.pop(order(id), None)
+
+    def readmit(self, ids: Sequence[str], session: ClientSession) -> Held:
+        """Let refused events of triggers be sent again in their places; gives what waits then that did not."""
+        return self._refusals.readmit(ids, session)
+
+    def tells(self, collection: str) -> bool:
+        """Whether changes of a derived collection are published."""
+        return collection in self._published
 
     def held(self) -> Held:
-        """Count what waits."""
+        """Count what waits, at the beginning of a tenure."""
+        self._refusals.look()
         mine = {"$match": {"worker": self._worker, "refused": None}}
         counted = {"$group": {"_id": None, "events": {"$sum": 1}, "bytes": {"$sum": "$size"}}}
         for each in self._collection.aggregate([mine, counted]):
