@@ -272,7 +272,7 @@ class TestFaultyServer(FailingContract):
     def publisher(self, service: FaultyPubSub) -> Iterator[PubSubPublisher]:
         """Give the real one, impatient."""
         assert service.requests == 0
-        publisher = PubSubPublisher(PROJECT, answer_seconds=2)
+        publisher = PubSubPublisher(PROJECT, answer_seconds=4)
         yield publisher
         publisher.close()
 
@@ -334,7 +334,7 @@ class TestFaultyServer(FailingContract):
         messages = [message(topic, number, f"{number % 20}") for number in range(3000)]
         began = monotonic()
         sent = publisher.send(messages)
-        assert monotonic() - began < 6
+        assert monotonic() - began < 20
         assert all(each.error and not each.lasting for each in sent)
 
     def test_it_is_bounded_in_time_when_answers_are_slow(
@@ -348,7 +348,7 @@ class TestFaultyServer(FailingContract):
         ]
         began = monotonic()
         sent = publisher.send(messages)
-        assert monotonic() - began < 6
+        assert monotonic() - began < 20
         left = failed(messages, sent)
         assert 0 < len(left) < len(messages)
         service.faults = []
