@@ -112,6 +112,12 @@ def topics(pubsub: PubSub) -> Iterator[Asked]:
         asked.close()
 
 
+def outbox_bounds(pubsub: PubSub | None) -> publishing.Bounds:
+    """Give what may wait to be published; the defaults where nothing is."""
+    settings = pubsub or PubSub(project="none")
+    return publishing.Bounds(settings.outbox_events, settings.outbox_bytes)
+
+
 @dataclass
 class Assembled:
     """A worker of this configuration, ready to hold the lease."""
@@ -361,13 +367,8 @@ class Assembled:
             purge=worker.on_source_drop == "purge",
             resync=worker.on_lost_position == "resync",
             breaker=(self.config.dead_letters.max_in_window, self.config.dead_letters.window),
-            outbox=self._outbox_bounds(),
+            outbox=outbox_bounds(self.config.pubsub),
         )
-
-    def _outbox_bounds(self) -> publishing.Bounds:
-        """Give what may wait to be published; the defaults where nothing is."""
-        settings = self.config.pubsub or PubSub(project="none")
-        return publishing.Bounds(settings.outbox_events, settings.outbox_bytes)
 
 
 def with_groups(indexes: Indexes, rollup: Rollup) -> Indexes:

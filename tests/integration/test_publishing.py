@@ -229,6 +229,8 @@ def test_the_worker_waits_while_too_much_waits(
         eventually(lambda: outbox.count_documents({}) >= 50)
         status = json.loads(run(bounded, "status", "--json"))["workers"][0]
         assert status["outbox"] >= 50
+        assert status["outbox_full"]
+        assert "the worker waits, too" in run(bounded, "status")
         assert databases.derived["lines"].count_documents({}) < 200
         service.start()
         eventually(lambda: databases.derived["lines"].count_documents({}) == 200)

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from distributary.assemble import connect, registry
+from distributary.assemble import connect, outbox_bounds, registry
 from distributary.cli.common import config_option, console, emit_json, json_option, open_config
 from distributary.config import Config
 from distributary.derive.registry import Registry
@@ -44,7 +44,8 @@ def command(config_path: Path | None, as_json: bool, watch: bool) -> None:  # no
     with connect(config) as databases:
 
         def look() -> list[WorkerStatus]:
-            return workers(databases.raw, databases.state, config.worker.name, plugged)
+            bounds = outbox_bounds(config.pubsub)
+            return workers(databases.raw, databases.state, config.worker.name, plugged, bounds)
 
         looks = _repeated(look) if watch else iter([look()])
         with suppress(KeyboardInterrupt):
@@ -141,13 +142,17 @@ def _triggers(status: WorkerStatus) -> Iterator[RenderableType]:
         yield Text(f"  triggers {names}: position {at}; {_distance(status.triggers)}")
         for gap in status.triggers.stream.gaps:
             yield Text(f"  unseen by triggers: changes from {iso(gap.since)} to {iso(gap.until)}", "red")
-    yield from _outbox(status.outbox)
+    yield from _outbox(status.outbox, waits=status.waits)
 
 
-def _outbox(outbox: Unpublished) -> Iterator[Text]:
+def _outbox(outbox: Unpublished, *, waits: bool) -> Iterator[Text]:
     if outbox.waiting:
-        waits = "event waits" if outbox.waiting == 1 else "events wait"
-        yield Text(f"  outbox: {outbox.waiting:,} {waits} to be published")
+        some = "event waits" if outbox.waiting == 1 else "events wait"
+        since = f", the oldest since {iso(outbox.since)}" if outbox.since else ""
+        full = "; the worker waits, too, until there is room" if waits else ""
+        yield Text(
+            f"  outbox: {outbox.waiting:,} {some} to be published{since}{full}", "red" if waits else ""
+        )
     if outbox.refused:
         events = "event" if outbox.refused == 1 else "events"
         cure = "`distributary dead-letters list` shows them"

@@ -43,6 +43,10 @@ class Bounds(NamedTuple):
     events: int
     bytes: int
 
+    def are_reached(self, events: int, size: int) -> bool:
+        """Whether so many events of so many bytes are too much."""
+        return events >= self.events or size >= self.bytes
+
 
 UNBOUNDED = Bounds(1 << 62, 1 << 62)
 
@@ -69,7 +73,7 @@ class Backlog:
     @property
     def is_full(self) -> bool:
         """Whether nothing more may be committed before something is published."""
-        return self._held.events >= self._bounds.events or self._held.bytes >= self._bounds.bytes
+        return self._bounds.are_reached(*self._held)
 
     def add(self, held: Held) -> None:
         """Note what was committed."""

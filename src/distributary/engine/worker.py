@@ -67,6 +67,10 @@ COLLECT_BATCHES = 200
 #: shorter than it takes to derive everything again.
 LOSSES = 3
 
+#: Batches without changes that are taken at once: those that were read ahead while a slice was committed tell how far
+#: the stream was then, and jobs would wait for it without need.
+IDLE_BATCHES = 10
+
 #: How often it is looked whether pending groups of rollups are computed, in seconds.
 DRAINING_SECONDS = 0.01
 
@@ -367,6 +371,11 @@ class _Tail:
         if not self._outgoing.is_open():
             return
         prepared = self._pipeline.next(self._patience())
+        for _ in range(IDLE_BATCHES):
+            if prepared is None or prepared.batch.changes:
+                break
+            self._take(prepared)
+            prepared = self._pipeline.next(0.0)
         if prepared is not None:
             self._take(prepared)
             self._report.count(len(prepared.batch.changes))

@@ -12,6 +12,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from distributary.change import Position
 from distributary.derive.registry import Registry
+from distributary.engine.publishing import UNBOUNDED, Bounds
 from distributary.errors import DistributaryError
 from distributary.source import deployment
 from distributary.state import Built, Checkpoint, Job, JobKind, SlowTransform, SourceIdentity, TriggerStream
@@ -87,7 +88,8 @@ class WorkerStatus:
     `saved_at` is when the position was saved; an idle worker saves it only now and then. `lag_seconds` is the
     source's head minus the position, `headroom_seconds` what is left until the position falls out of the
     source's history; each is None where `unknown` says why. `left_behind` are the derived collections that no transform
-    names any more, `pending` the groups of rollups that are still to be computed.
+    names any more, `pending` the groups of rollups that are still to be computed. `waits` tells that so much is not
+    published that the worker waits.
     """
 
     name: str
@@ -107,6 +109,7 @@ class WorkerStatus:
     pending: PendingGroups = field(default_factory=PendingGroups)
     outbox: Unpublished = field(default_factory=Unpublished)
     triggers: TriggersStatus | None = None
+    waits: bool = False
 
     def answer(self) -> dict[str, Any]:
         """Give it as JSON has it; times are ISO-8601."""
@@ -129,6 +132,8 @@ class WorkerStatus:
             "pending_groups": self.pending._asdict(),
             "outbox": self.outbox.waiting,
             "outbox_bytes": self.outbox.bytes,
+            "outbox_since": self.outbox.since and iso(self.outbox.since),
+            "outbox_full": self.waits,
             "unpublishable": self.outbox.refused,
             "triggers": self.triggers and self.triggers.answer(),
         }
@@ -169,11 +174,12 @@ class History(NamedTuple):
 
 
 def workers(
-    raw: Database[Any], state: Database[Any], name: str, registry: Registry | None
+    raw: Database[Any], state: Database[Any], name: str, registry: Registry | None, bounds: Bounds = UNBOUNDED
 ) -> list[WorkerStatus]:
     """Give every worker that left something in the state database, and the one called `name` in any case.
 
-    `registry` is what worker `name` plugs in; None when it cannot be loaded. Nothing is written.
+    `registry` is what worker `name` plugs in; None when it cannot be loaded. `bounds` are those of its outbox. Nothing
+    is written.
     """
     stored = {each["_id"]: each for each in state[CHECKPOINTS].find({"position": {"$exists": True}})}
     names = sorted({name, *stored, *state[LEASES].distinct("_id")})
@@ -181,9 +187,15 @@ def workers(
     history, outbox = _history(raw), unpublished(state)
     pending = count_pending(state)
     return [
-        _Look(each, raw, state, registry if each == name else None, history, outbox).status(
-            stored.get(each), letters.get(each, {}), pending.get(each, PendingGroups())
-        )
+        _Look(
+            each,
+            raw,
+            state,
+            registry if each == name else None,
+            history,
+            outbox.get(each, Unpublished()),
+            bounds if each == name else UNBOUNDED,
+        ).status(stored.get(each), letters.get(each, {}), pending.get(each, PendingGroups()))
         for each in names
     ]
 
@@ -221,7 +233,8 @@ class _Look:
     state: Database[Any]
     registry: Registry | None
     history: History
-    outbox: Mapping[str, Unpublished]
+    outbox: Unpublished
+    bounds: Bounds
 
     def status(
         self,
@@ -249,8 +262,9 @@ class _Look:
             slow=holder.slow if holder is not None and alive else (),
             left_behind=self._left_behind(checkpoint),
             pending=pending,
-            outbox=self.outbox.get(self.name, Unpublished()),
+            outbox=self.outbox,
             triggers=self._triggers(checkpoint),
+            waits=alive and self.bounds.are_reached(self.outbox.waiting, self.outbox.bytes),
         )
 
     def _triggers(self, checkpoint: Checkpoint | None) -> TriggersStatus | None:
