@@ -113,8 +113,8 @@ def retry(
     """Derive parked documents again, and publish what could not be.
 
     A document is derived from its current state; a record is published as it is now, an event of a trigger as it
-    was. The running worker does it as a job; without
-    one this process takes the lease and does it. Exits with 0 when none of them is left, with 1 when some are.
+    was. The running worker does it as a job; without one this process takes the lease and does it. Exits with 0 when
+    none of them is left, with 1 when some are.
     """
     if sum([bool(ids), bool(transform or kind), everything]) != 1:
         raise click.UsageError("Give the ids, or --transform and --kind, or --all.")
