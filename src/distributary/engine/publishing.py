@@ -1,5 +1,6 @@
 """Publishing: a thread takes what waits in the outbox, in order, until every message is confirmed."""
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -173,6 +174,7 @@ class Publishing:
     def _send(self, messages: Sequence[Waiting]) -> list[Waiting]:
         """Send messages, and give what is to be sent again; what never will be taken is kept as refused."""
         sent = self._publisher.send([each.message for each in messages])
+        gc.collect()  # it is off, and each message of the client library is a cycle of some twenty objects
         failed = [(each, what) for each, what in zip(messages, sent, strict=True) if what.error]
         for each, what in failed:
             if what.lasting:
