@@ -46,11 +46,20 @@ def _reported(finished: Finished) -> float:
     return float(clock["ended"] - clock["started"])
 
 
+def logged(output: str) -> dict[str, list[datetime]]:
+    """Give when a worker printed what: the times of its lines, by action."""
+    found: dict[str, list[datetime]] = {}
+    for line in output.splitlines():
+        if line.startswith("{"):
+            told = json.loads(line)
+            found.setdefault(told["action"], []).append(datetime.fromisoformat(told["at"]))
+    return found
+
+
 def _logged(finished: Finished) -> float:
-    """Give the seconds between the worker's lines `tailing` and `caught up`."""
-    lines = [json.loads(line) for line in finished.output.splitlines() if line.startswith("{")]
-    at = {line["action"]: datetime.fromisoformat(line["at"]) for line in lines}
-    return (at["caught up"] - at["tailing"]).total_seconds()
+    """Give the seconds between the worker's lines `tailing` and `caught up`, the last ones."""
+    at = logged(finished.output)
+    return (at["caught up"][-1] - at["tailing"][-1]).total_seconds()
 
 
 def _worker(uri: str, token: str, *options: str) -> Launch:

@@ -6,7 +6,7 @@ carries the stamp, and a reader here notes when a change stream on the derived d
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -102,15 +102,15 @@ def measure(contender: Contender, template: Template, load: Load, folder: Path, 
     with fresh(template, folder) as server, MongoClient[Document](server.uri) as client:
         launch = contender.follow(server.uri, template.token)
         with process.running(launch.command, launch.environment) as pid:
-            _await_tailing(contender, client)
+            await_tailing(contender.name, client)
             with Reader(client) as reader:
                 clock = process.Clock(pid, server.pid)
-                offered = _produce(server.uri, load)
-                _await(lambda: offered["last"] in reader.seen, BEHIND_SECONDS)
+                offered = produce(server.uri, load)
+                until(lambda: offered["last"] in reader.seen, BEHIND_SECONDS)
                 client_cpu, server_cpu = clock.percent()
-            wrong = _differences(client)
+            wrong = differences_left(client)
             peak = process.peak_mb(pid)
-    p50, p95, p99, worst = _quantiles(reader.seen)
+    p50, p95, p99, worst = quantiles(reader.seen)
     return Run(
         contender=contender.name,
         round=number,
@@ -127,31 +127,32 @@ def measure(contender: Contender, template: Template, load: Load, folder: Path, 
     )
 
 
-def _await_tailing(contender: Contender, client: MongoClient[Document]) -> None:
+def await_tailing(name: str, client: MongoClient[Document]) -> None:
     """Write an order and wait until it is derived."""
     order = Orders().operation().document or {}
     order["_id"] = ObjectId()
     client[RAW][SOURCE].insert_one(order)
     derived = client[DERIVED]["order_status"]
-    if not _await(lambda: derived.count_documents({"order": order["_id"]}) > 0, READY_SECONDS):
-        raise process.ContenderFailed(f"{contender.name} derived nothing within {READY_SECONDS:.0f} s.")
+    if not until(lambda: derived.count_documents({"order": order["_id"]}) > 0, READY_SECONDS):
+        raise process.ContenderFailed(f"{name} derived nothing within {READY_SECONDS:.0f} s.")
 
 
-def _produce(uri: str, load: Load) -> dict[str, float]:
+def produce(uri: str, load: Load) -> dict[str, float]:
+    """Offer the load; gives how many operations were `sent`, at which `rate`, and the stamp of the `last`."""
     command = process.python("-m", "benchmarks.producer", uri, str(load.rate), str(load.seconds))
     finished = process.run(command, {}, load.seconds * 10 + 60)
     figures: dict[str, float] = json.loads(finished.output)
     return figures
 
 
-def _differences(client: MongoClient[Document]) -> int:
+def differences_left(client: MongoClient[Document]) -> int:
     """Count what differs once the contender had the time to write all of it."""
     wanted = expected(client)
-    _await(lambda: differences(client, wanted) == 0, SETTLE_SECONDS)
+    until(lambda: differences(client, wanted) == 0, SETTLE_SECONDS)
     return differences(client, wanted)
 
 
-def _await(condition: Callable[[], bool], seconds: float) -> bool:
+def until(condition: Callable[[], bool], seconds: float) -> bool:
     """Tell whether the condition came to hold in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -161,7 +162,7 @@ def _await(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _quantiles(seen: dict[int, int]) -> tuple[float, float, float, float]:
+def quantiles(seen: Mapping[int, int]) -> tuple[float, float, float, float]:
     """Give p50, p95, p99 and the worst in milliseconds."""
     waits = sorted((at - sent) / 1e6 for sent, at in seen.items())
     p50, p95, p99 = (waits[int(len(waits) * share)] for share in (0.50, 0.95, 0.99))

@@ -95,9 +95,12 @@ def run(command: Sequence[str], environment: Mapping[str, str], seconds: float) 
 
 
 @contextmanager
-def running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[int]:
-    """Keep a contender running and give its pid; it is terminated at the end and must not end before."""
-    with tempfile.TemporaryFile("w+") as output:
+def running(command: Sequence[str], environment: Mapping[str, str], log: Path | None = None) -> Iterator[int]:
+    """Keep a contender running and give its pid; it is terminated at the end and must not end before.
+
+    What it prints goes to `log`, if that is named.
+    """
+    with log.open("w+") if log else tempfile.TemporaryFile("w+") as output:
         process = _start(command, environment, output)
         try:
             yield process.pid

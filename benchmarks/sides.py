@@ -4,7 +4,7 @@ import ast
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ WRONG = ("missing", "stale", "orphaned", "failing", "unsettled", "parked", "cont
 
 @dataclass(frozen=True)
 class Side:
-    """Transform modules, and the databases of a worker with them."""
+    """Transform modules, and the databases of a worker with them; `settings` are more of its environment."""
 
     name: str
     modules: Path
     derived: str
     state: str
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self, uri: str) -> Mapping[str, str]:
         """Give the worker's configuration."""
@@ -41,6 +42,7 @@ class Side:
             "DISTRIBUTARY_WORKER__TRANSFORMERS": json.dumps([str(self.modules)]),
             "DISTRIBUTARY_HTTP__PORT": "0",
             "DISTRIBUTARY_LOG__FORMAT": "json",
+            **self.settings,
         }
 
     def catch_up(self, uri: str) -> process.Finished:
@@ -102,11 +104,33 @@ class _Without(ast.NodeTransformer):
         return isinstance(node, ast.Name) and node.id == self._name
 
 
-def verify(side: Side, uri: str, sample: int) -> Verified:
-    """Compare what a worker left with a recomputation: so many documents and records of each collection, 0 for all."""
+def publishing(modules: Path, folder: Path) -> Path:
+    """Copy modules in such a way that every derived collection is published to a topic of its name."""
+    folder.mkdir()
+    for path in modules.glob("*.py"):
+        tree = ast.fix_missing_locations(_Publishing().visit(ast.parse(path.read_text())))
+        (folder / path.name).write_text(ast.unparse(tree) + "\n")
+    return folder
+
+
+class _Publishing(ast.NodeTransformer):
+    """Adds a topic to the declaration of every derived collection."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "DerivedCollection":
+            node.keywords.append(ast.keyword("publish", node.args[0]))
+        return node
+
+
+def verify(side: Side, uri: str, sample: int, *, built: bool = True) -> Verified:
+    """Compare what a worker left with a recomputation: so many documents and records of each collection, 0 for all.
+
+    Where the worker began at a position, its transforms are not `built` and need not be.
+    """
     some = ("--sample", str(sample)) if sample else ()
     answer = _answer(_command("verify", "--json", *some), side.environment(uri))
-    wrong = sum(answer[name] for name in WRONG) + len(answer["not_built"]) + len(answer["outdated"])
+    unbuilt = answer["not_built"] if built else ()
+    wrong = sum(answer[name] for name in WRONG) + len(unbuilt) + len(answer["outdated"])
     return Verified(side.name, answer["documents"], answer["records"], answer["sampled"], wrong)
 
 

@@ -1,12 +1,8 @@
 """Google's Pub/Sub emulator for tests: one of a module's own, and what arrives through it."""
 
 import os
-import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import NamedTuple, NoReturn
@@ -19,22 +15,19 @@ from google.cloud.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
+from benchmarks.emulator import command
 from distributary.embedded import Keeper
+from distributary.errors import EnvironmentFault
 from distributary.pubsub.limits import path_of
 from tests.conftest import eventually
 from tests.servers import free_port
-
-#: Names the emulator's jar; without it, the one of the Google Cloud CLI is taken.
-JAR_VARIABLE = "DISTRIBUTARY_PUBSUB_EMULATOR"
 
 #: Names an emulator that runs already, as for all of Google's libraries.
 HOST_VARIABLE = "PUBSUB_EMULATOR_HOST"
 
 PROJECT = "test-project"
 
-_JAR = "platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar"
-_JAVA = 17
-_OPTIONS = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_HEAP = "384m"
 
 
 class Received(NamedTuple):
@@ -91,8 +84,7 @@ class Emulator:
         """Start it, empty, where it was before; it answers on return."""
         if self._keeper:
             address, _, port = self.host.partition(":")
-            command = ["java", *_OPTIONS, "-jar", _jar(), f"--host={address}", f"--port={port}"]
-            self._pid = self._keeper.start(command, self._folder / "emulator.log")
+            self._pid = self._keeper.start(command(address, int(port), _HEAP), self._folder / "emulator.log")
         eventually(self._answers)
 
     def stop(self, number: Signals = SIGTERM) -> None:
@@ -139,8 +131,7 @@ def emulating(folder: Path) -> Iterator[Emulator]:
     """Run a fresh emulator and name it in the environment; without one, skip on a laptop and fail in CI."""
     given = os.environ.get(HOST_VARIABLE, "")
     if not given:
-        _java()
-        _jar()
+        _look()
     emulator = Emulator(folder, given)
     try:
         with pytest.MonkeyPatch.context() as environment:
@@ -165,31 +156,9 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(f"no Pub/Sub emulator: {reason}")
 
 
-def _java() -> None:
-    """Look whether there is a Java that the emulator runs on."""
-    java = shutil.which("java")
-    if java is None:
-        missing(f"install Java {_JAVA} or later, or name an emulator that runs by {HOST_VARIABLE}")
-    if (version := _version(java)) < _JAVA:
-        missing(f"it needs Java {_JAVA} or later, and {java} is {version}")
-
-
-@cache
-def _version(java: str) -> int:
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=True).stderr
-    found = re.search(r'version "(?:1\.)?(\d+)', told)
-    return int(found[1]) if found else 0
-
-
-@cache
-def _jar() -> str:
-    """Give the emulator's jar: the environment's, or that of the Google Cloud CLI."""
-    if named := os.environ.get(JAR_VARIABLE):
-        return named if Path(named).is_file() else missing(f"{JAR_VARIABLE} names no file: {named}")
-    gcloud = shutil.which("gcloud")
-    if gcloud is None:
-        missing(f"name its jar by {JAR_VARIABLE}, or install the Google Cloud CLI with pubsub-emulator")
-    asked = [gcloud, "info", "--format=value(installation.sdk_root)"]
-    root = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    found = sorted(Path(root).glob(_JAR)) if root else []
-    return str(found[-1]) if found else missing("run `gcloud components install pubsub-emulator`")
+def _look() -> None:
+    """Look whether an emulator can be run here."""
+    try:
+        command("", 0, _HEAP)
+    except EnvironmentFault as fault:
+        missing(f"{fault} {HOST_VARIABLE} may name one that runs.")

@@ -1,4 +1,4 @@
-"""The benchmark of the customer view compares with modules that are the shipped ones without it."""
+"""Benchmarks compare with copies of modules that differ in one thing: without the customer view, or published."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from bson import json_util
 
-from benchmarks.sides import VIEW, both, without
+from benchmarks.sides import VIEW, both, publishing, without
 from distributary import plugins
 from distributary.derive.records import Record
 from distributary.errors import Failed
@@ -61,3 +61,13 @@ def test_another_use_of_the_view_is_refused(tmp_path: Path) -> None:
     (tmp_path / "some" / "odd.py").write_text("from .derived import customer\nother = customer\n")
     with pytest.raises(Failed, match=r"odd\.py"):
         without(VIEW, tmp_path / "some", tmp_path / "without")
+
+
+def test_every_derived_collection_is_published_and_nothing_else_differs(tmp_path: Path) -> None:
+    """The copy derives the same records, and each of its collections has a topic of its name."""
+    bare = without(VIEW, SHIPPED, tmp_path / "without")
+    copy = publishing(bare, tmp_path / "publishing")
+    collections = plugins.load([copy], entry_points=False).collections
+    assert collections
+    assert {name: each.publish for name, each in collections.items()} == {name: name for name in collections}
+    assert derived(copy) == derived(bare)
