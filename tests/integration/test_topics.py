@@ -127,11 +127,11 @@ def test_check_tells_of_topics_and_creates_them(
 
 
 def test_check_needs_no_pubsub_without_the_section(databases: Databases, tmp_path: Path) -> None:
-    """Nothing is asked for."""
+    """Nothing is asked for, and it is said that what is published waits."""
     harness = Harness(databases, tmp_path / "modules", {"forms": MODULE.format(topic="orders")})
     code, out = said(harness)
     assert code == 0
-    assert "topics" not in out
+    assert "there is no pubsub.project, so what is published to orders waits in the outbox" in out
 
 
 def test_check_does_not_stop_at_an_outage(

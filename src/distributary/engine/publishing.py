@@ -26,7 +26,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 IDLE_SECONDS = 1.0
 
 #: Seconds between two tries while messages are not confirmed, at most.
-MOST_SECONDS = 10.0
+MOST_SECONDS = 5.0
 
 #: How long the worker waits at a time while too much waits to be published, in seconds.
 FULL_SECONDS = 0.1
