@@ -26,6 +26,7 @@ from pymongo.client_session import ClientSession
 
 from distributary.cli import command_line
 from distributary.engine.derivation import Derivation
+from distributary.engine.publishing import Publishing
 from distributary.engine.reactions import Reactions
 from distributary.engine.rebuild import Rebuilds
 from distributary.engine.replay import Replays
@@ -111,6 +112,10 @@ STEPS = {
     "effects committed": Step(Reactions, "commit", after=True, counts=_some),
     "triggers called": Step(Reader, "react", after=True),
     "parked change done": Step(Reactions, "again", after=True),
+    "page read": Step(MongoOutbox, "next", after=True),
+    "page sent": Step(Publishing, "_send", after=True),
+    "before a page is removed": Step(MongoOutbox, "remove", after=False),
+    "page removed": Step(MongoOutbox, "remove", after=True),
 }
 
 
@@ -322,4 +327,5 @@ def _shift_clock(seconds: float) -> None:
 
 if __name__ == "__main__":
     import_module("distributary.cli.run")
+    import_module("distributary.pubsub.publisher")
     _Forks().serve()
