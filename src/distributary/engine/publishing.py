@@ -19,7 +19,7 @@ from distributary.state import EVENTS, Job
 log = get_logger()
 
 #: Messages that are handed over at once, and their bytes; beyond that the client library bounds what is under way.
-PAGE_EVENTS = 2000
+PAGE_EVENTS = 500
 PAGE_BYTES = 8 * 1024 * 1024
 
 #: How long the thread sleeps when nothing waits, unless a commit wakes it, and when MongoDB is away, in seconds.
