@@ -30,7 +30,9 @@ GIVE_UP_SECONDS = 2.0
 @click.command("run")
 @config_option
 @click.option(
-    "--until-caught-up", is_flag=True, help="End with 0 when the head seen at the start is reached."
+    "--until-caught-up",
+    is_flag=True,
+    help="End with 0 when the head seen at the start is reached, and everything is published.",
 )
 def command(config_path: Path | None, until_caught_up: bool) -> None:  # noqa: FBT001 - click passes flags
     """Keep derived collections equal to their transforms, always on.
