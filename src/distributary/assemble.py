@@ -1,6 +1,6 @@
 """The composition root: the only file that names concrete classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -15,6 +15,7 @@ from pymongo.errors import PyMongoError
 from distributary import log, personal, plugins
 from distributary.change import CODEC
 from distributary.config import Config, PubSub
+from distributary.derive.records import DerivedCollection
 from distributary.derive.registry import Registry, index_keys
 from distributary.derive.rollup import Rollup
 from distributary.engine import publishing
@@ -113,9 +114,8 @@ def topics(pubsub: PubSub) -> Iterator[Asked]:
 
 
 def outbox_bounds(pubsub: PubSub | None) -> publishing.Bounds:
-    """Give what may wait to be published; the defaults where nothing is."""
-    settings = pubsub or PubSub(project="none")
-    return publishing.Bounds(settings.outbox_events, settings.outbox_bytes)
+    """Give what may wait to be published; without publishing there is no bound."""
+    return publishing.Bounds(pubsub.outbox_events, pubsub.outbox_bytes) if pubsub else publishing.UNBOUNDED
 
 
 @dataclass
@@ -160,9 +160,12 @@ class Assembled:
         """Give what writes the derived collections, in a session of the derived deployment."""
         derived, plugged = self.databases.derived, self.registry.rollups
         rollups = Rollups(derived, session, plugged, self._pending(), passes) if plugged else None
-        return MongoSink(
-            derived, self.databases.state, session, self.commits, rollups, self.registry.published
-        )
+        return MongoSink(derived, self.databases.state, session, self.commits, rollups, self.published)
+
+    @property
+    def published(self) -> Mapping[str, DerivedCollection]:
+        """The derived collections whose changes are told; none where nothing is published."""
+        return self.registry.published if self.config.pubsub else {}
 
     def outbox(self) -> MongoOutbox:
         """Give what holds what is to be published."""
@@ -171,12 +174,10 @@ class Assembled:
             worker,
             binary=settings is not None and settings.mode == "binary",
             plain=settings is not None and settings.json_form == "plain",
-            tables=tables_of(self.registry.published.values()),
+            tables=tables_of(self.published.values()),
         )
         reference = settings is not None and settings.too_large == "reference"
-        return MongoOutbox(
-            self.databases.state, worker, envelope, self.registry.published, reference=reference
-        )
+        return MongoOutbox(self.databases.state, worker, envelope, self.published, reference=reference)
 
     def serve(self, goal: Goal) -> None:
         """Hold the lease and work, until the goal is reached or `stop` is set; who loses the lease stands by again."""
@@ -210,7 +211,7 @@ class Assembled:
         if not tenure.lease.acquire():
             return False
         with tenure.held():
-            self.work(tenure, Goal(BEGINNING))
+            self.work(tenure, Goal(BEGINNING, patient=False))
         return True
 
     def jobs(self) -> Jobs:
@@ -283,6 +284,7 @@ class Assembled:
             rollups=self._fingerprints(),
             triggers=self._triggers(),
             new_publisher=self._publisher if self.config.pubsub else None,
+            publishes=bool(self.published),
             is_tidy=lambda: not self._pending().has_others(list(self.registry.rollups)),
             tidy=lambda session: self._pending().forget(list(self.registry.rollups), session),
         )
@@ -331,7 +333,7 @@ class Assembled:
         self._pending().prepare()
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
-        if self.registry.triggers or self.registry.published:
+        if self.registry.triggers or self.published:
             self.outbox().prepare()
 
     def _indexes(self) -> dict[str, Indexes]:

@@ -25,7 +25,7 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
 )
 
 #: The same for documents with a UUID that is none: those stay `Binary`, all of the document's.
-_LENIENT = CODEC.with_options(uuid_representation=UuidRepresentation.UNSPECIFIED)
+LENIENT = CODEC.with_options(uuid_representation=UuidRepresentation.UNSPECIFIED)
 
 #: A key in the form in which two keys are equal exactly when MongoDB says so; see `identity`.
 Identity = Hashable
@@ -43,7 +43,7 @@ def decoded(raw: bytes) -> dict[str, Any]:
     try:
         return decode(raw, CODEC)
     except InvalidBSON:
-        return decode(raw, _LENIENT)
+        return decode(raw, LENIENT)
 
 
 def identity(key: Any) -> Identity:  # noqa: PLR0911 - one line per type

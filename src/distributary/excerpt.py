@@ -6,6 +6,7 @@ Source of the layout: bsonspec.org. MongoDB stores the key as a document's first
 from collections.abc import Collection
 from typing import Any
 
+from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 
 from distributary.change import CODEC, decoded
@@ -26,7 +27,11 @@ _SIZED = {2: 4, 3: 0, 5: 5}
 def excerpt(document: bytes, names: Collection[str]) -> dict[str, Any]:
     """Give the named top-level fields of a document, as far as it has them; what lies in others is not decoded."""
     lazily = RawBSONDocument(document, _LAZY)
-    return {name: _decoded(lazily[name]) for name in names if name in lazily}
+    try:
+        return {name: _decoded(lazily[name]) for name in names if name in lazily}
+    except InvalidBSON:  # binary that is called a UUID and is none, in whatever field
+        whole = decoded(document)
+        return {name: whole[name] for name in names if name in whole}
 
 
 def _decoded(value: Any) -> Any:

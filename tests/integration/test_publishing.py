@@ -1,7 +1,7 @@
 """What a worker publishes, through Google's emulator."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE
@@ -9,8 +9,16 @@ from typing import Any
 
 import grpc
 import pytest
-from bson import json_util
+from bson import Binary, json_util
+from pymongo import UpdateOne
 
+from distributary.assemble import Assembled
+from distributary.events.envelope import Message
+from distributary.operate.positions import mark_of
+from distributary.operate.replay import replay
+from distributary.ports import Sent
+from distributary.store import outbox as store_outbox
+from distributary.store.jobs import Jobs
 from tests.conftest import Databases, eventually
 from tests.faulty import Fault, FaultyPubSub, faulty
 from tests.harness import Harness
@@ -271,6 +279,113 @@ def test_events_of_a_key_stay_in_order_when_requests_fail(
     assert not service.faults
     for name in ("LINES", "CUSTOMER"):
         assert_in_order(service.of(name))
+
+
+class Kept:
+    """A publisher that takes everything, and keeps the ordering keys."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+
+    def send(self, messages: Sequence[Message]) -> list[Sent]:
+        """Take messages."""
+        self.keys += [each.ordering_key for each in messages]
+        return [Sent()] * len(messages)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """Let workers of this process publish there."""
+    publisher = Kept()
+    monkeypatch.setattr(Assembled, "_publisher", lambda _: publisher)
+    return publisher
+
+
+@pytest.fixture
+def telling(databases: Databases, tmp_path: Path, kept: Kept) -> Harness:
+    """Give a worker that publishes what is in documents as it is, one change in a batch."""
+    assert not kept.keys
+    settings = {
+        "pubsub.project": PROJECT,
+        "worker.batch_changes": "1",
+        "worker.job_min_headroom_seconds": "0.001",
+    }
+    return Harness(databases, tmp_path / "transformers", {"plain": PLAIN}, settings)
+
+
+PLAIN = """
+    from distributary import DerivedCollection, transform
+
+    plain = DerivedCollection("plain", publish="plain")
+
+    @transform("documents")
+    def documents(document):
+        yield plain.record(document["_id"], {"value": document.get("value")})
+"""
+
+
+def test_a_silent_replay_leaves_changes_to_the_stream(
+    telling: Harness, databases: Databases, kept: Kept
+) -> None:
+    """What changes and goes while the stream is behind is told by the stream, though a replay comes to it first."""
+    documents = databases.raw["documents"]
+    documents.insert_many([{"_id": key, "value": 0} for key in range(20)])
+    telling.catch_up()
+    since = mark_of("now", databases.raw)
+    documents.update_many({"_id": {"$in": [0, 1]}}, {"$set": {"value": 1}})
+    telling.catch_up()
+    until = mark_of("now", databases.raw)
+    kept.keys.clear()
+    documents.bulk_write([UpdateOne({"_id": 2 + n % 10}, {"$inc": {"value": 1}}) for n in range(500)])
+    documents.update_one({"_id": 0}, {"$set": {"value": 2}})
+    documents.delete_one({"_id": 1})
+    Jobs(databases.state, "default").ask([replay(databases.raw, telling.registry.transforms, since, until)])
+    telling.catch_up()
+    assert {"0", "1"} <= set(kept.keys)
+    (job,) = databases.state["jobs"].find({"kind": "replay"})
+    assert job["done"]
+    assert job["documents"] >= 2
+
+
+def test_a_record_that_is_too_large_holds_up_nobody(
+    telling: Harness, databases: Databases, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept apart, does not count as waiting, and a worker that catches up ends."""
+    monkeypatch.setattr(store_outbox, "MAX_MESSAGE_BYTES", 5000)
+    databases.raw["documents"].insert_many([{"_id": 1, "value": "x" * 5000}, {"_id": 2}])
+    telling.catch_up()
+    assert kept.keys == ["2"]
+
+
+@pytest.mark.parametrize(
+    "odd", [{"_id": 1, "value": Binary(b"x", 4)}, {"_id": Binary(b"x", 4)}], ids=["field", "key"]
+)
+def test_binary_that_is_no_uuid_is_published(
+    telling: Harness, databases: Databases, kept: Kept, odd: dict[str, Any]
+) -> None:
+    """MongoDB takes any bytes as subtype 4, and so do we."""
+    databases.raw["documents"].insert_many([odd, {"_id": 2}])
+    telling.catch_up()
+    assert len(kept.keys) == 2
+    databases.raw["documents"].delete_one({"_id": odd["_id"]})
+    telling.catch_up()
+    assert len(kept.keys) == 3
+
+
+def test_a_verb_does_not_wait_for_pubsub(
+    bounded: Harness, service: FaultyPubSub, databases: Databases
+) -> None:
+    """Its job is done, and what it changed waits for a worker."""
+    databases.raw["orders"].insert_one(order(1, "C1", "a"))
+    bounded.catch_up()
+    service.stop()
+    databases.raw["orders"].insert_one(order(2, "C1", "b"))
+    assert "2 documents" in run(bounded, "backfill", "--transform", "orders")
+    assert databases.derived["lines"].count_documents({}) == 2
+    assert databases.state["outbox"].count_documents({}) > 0
 
 
 def assert_in_order(messages: list[Received]) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from bson import Decimal128, ObjectId
 
+from distributary.engine import rollups as engine_rollups
+from distributary.engine.rollups import Builds, rollup_job
 from distributary.errors import ConfigurationError
 from distributary.sink import rollups as sink_rollups
 from distributary.sink.rollups import Reader, Server
+from distributary.state import Job
+from distributary.store.jobs import Jobs
 from tests.conftest import Databases, eventually
 from tests.harness import Harness
 
@@ -417,3 +421,71 @@ def test_a_first_start_computes_groups_once(harness: Harness) -> None:
     harness.catch_up()
     assert sum(each["orders"] for each in stored(harness).values()) == 41
     assert stored(harness)[1]["spent"] == 6 + 5
+
+
+def halt(monkeypatch: pytest.MonkeyPatch, harness: Harness, *, begun: bool) -> None:
+    """Let an operator pause jobs of rollups before their first slice, or behind it."""
+    jobs, work = Jobs(harness.databases.state, "default"), Builds.run
+
+    def run(self: Builds, job: Job) -> Job:
+        if begun and not job.stage:
+            return work(self, job)
+        jobs.pause(job.id, paused=True)
+        return job
+
+    monkeypatch.setattr(Builds, "run", run)
+
+
+def is_paused(harness: Harness) -> bool:
+    """Whether a job of a rollup is paused."""
+    return harness.databases.state["jobs"].count_documents({"kind": "rollup", "paused": True}) > 0
+
+
+def test_a_definition_that_is_taken_back_is_built_anew(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups that another definition has computed meanwhile are computed again, though no job of it was done."""
+    orders, jobs = harness.databases.raw["orders"], Jobs(harness.databases.state, "default")
+    orders.insert_many([{"_id": n, "customer": n % 3, "total": 10} for n in range(9)])
+    harness.catch_up()
+    harness.write(module(spend(compute='{"orders": {"$sum": "$total"}}')))
+    with monkeypatch.context() as patch:
+        halt(patch, harness, begun=False)
+        with harness.running():
+            orders.update_one({"_id": 0}, {"$set": {"total": 11}})
+            eventually(lambda: is_paused(harness) and stored(harness)[0]["orders"] == 31)
+    for job in jobs.open():
+        jobs.cancel(job.id)
+    harness.write(module())
+    harness.catch_up()
+    assert totals(harness) == {0: (3, 31), 1: (3, 30), 2: (3, 30)}
+
+
+@pytest.mark.parametrize("other", ["without", "with"])
+def test_a_halted_job_begins_anew(harness: Harness, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    """What came behind a job that was halted half-way is in its group, whoever worked in the meantime."""
+    orders, jobs = harness.databases.raw["orders"], Jobs(harness.databases.state, "default")
+    monkeypatch.setattr(engine_rollups, "SLICE", 2)
+    orders.insert_many([{"_id": n, "customer": n, "total": 1} for n in range(9)])
+    harness.write(module(""))
+    harness.catch_up()
+    harness.write(module())
+    with monkeypatch.context() as patch:
+        halt(patch, harness, begun=True)
+        with harness.running():
+            eventually(lambda: is_paused(harness))
+    (halted,) = jobs.open()
+    if other == "without":
+        harness.write(module(""))
+    else:
+        (second,) = jobs.ask([rollup_job("customer_spend", "behind a rebuild")])
+        jobs.pause(second.id, paused=True)
+    with harness.running():
+        orders.insert_one({"_id": -1, "customer": "late", "total": 1})
+        eventually(lambda: harness.databases.derived["orders_by_customer"].find_one({"_id": -1}) is not None)
+        if other == "with":
+            jobs.cancel(second.id)
+    harness.write(module())
+    jobs.pause(halted.id, paused=False)
+    harness.catch_up()
+    assert stored(harness)["late"]["orders"] == 1

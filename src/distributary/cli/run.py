@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -19,6 +20,9 @@ from distributary.operate.topics import published
 from distributary.pubsub.standing import refuse
 
 logger = log.get_logger()
+
+#: Topics that are asked for at once.
+AT_ONCE = 8
 
 #: How often the main thread looks whether the work has ended, in seconds; signals are handled in between.
 TICK = 0.2
@@ -43,9 +47,9 @@ def command(config_path: Path | None, until_caught_up: bool) -> None:  # noqa: F
     plugged = registry(config)
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
+        _stop_on_signals(assembled)
         _look_at_topics(config.pubsub, plugged)
         now = assembled.goal_of_now()
-        _stop_on_signals(assembled)
         _supervise(lambda: assembled.serve(now if until_caught_up else Goal()), assembled)
 
 
@@ -53,8 +57,8 @@ def _look_at_topics(pubsub: PubSub | None, plugged: Registry) -> None:
     """Refuse topics that nothing can be published to; raises `EnvironmentFault`."""
     wanted = published(plugged)
     if pubsub is not None and wanted:
-        with topics(pubsub) as asked:
-            refuse(asked.look(name) for name in wanted)
+        with topics(pubsub) as asked, ThreadPoolExecutor(AT_ONCE) as pool:
+            refuse(pool.map(asked.look, wanted))
     elif wanted:
         logger.warning("nothing is published", topics=sorted(wanted), reason="there is no pubsub.project")
 

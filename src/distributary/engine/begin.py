@@ -14,6 +14,9 @@ from distributary.errors import Failed
 from distributary.ports import Start
 from distributary.state import BEGINNING, Built, Checkpoint, Job, JobKind, SourceIdentity
 
+#: The fingerprint of a rollup that was built by another definition: its groups are of the one or of the other.
+MIXED = ""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -77,7 +80,11 @@ def resumed(wanted: Wanted, before: Checkpoint, known_jobs: Sequence[Job] = ()) 
         for name, built in kept.items()
         if name in plugged and built.fingerprint != plugged[name].fingerprint
     ]
-    rollups = {name: built for name, built in before.rollups.items() if name in wanted.rollups}
+    rollups = {
+        name: built if built == wanted.rollups[name] else MIXED
+        for name, built in before.rollups.items()
+        if name in wanted.rollups
+    }
     jobs = backfills(new, new, "new transform") + rollup_jobs(wanted.rollups, rollups, known_jobs)
     if wanted.rebuild:
         jobs += _rebuilds(wanted, [name for name in changed if kept[name].built], known_jobs)

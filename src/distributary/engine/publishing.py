@@ -28,6 +28,9 @@ IDLE_SECONDS = 1.0
 #: Seconds between two tries while messages are not confirmed, at most.
 MOST_SECONDS = 5.0
 
+#: Messages of which not all can be bad in themselves.
+MANY = 100
+
 #: How long the worker waits at a time while too much waits to be published, in seconds.
 FULL_SECONDS = 0.1
 
@@ -35,7 +38,7 @@ FULL_SECONDS = 0.1
 SLICE = 2000
 
 #: How long a send that is under way is waited for at the end, in seconds; what it confirms is published again.
-CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = 1.5
 
 
 class Bounds(NamedTuple):
@@ -53,23 +56,22 @@ UNBOUNDED = Bounds(1 << 62, 1 << 62)
 
 
 class Backlog:
-    """How much waits in the outbox, as far as this process knows; commits add to it and publishing takes from it."""
+    """How much waits in the outbox, as far as this process knows; commits add to it and publishing takes from it.
+
+    It is below zero while something was published whose commit is not noted yet.
+    """
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._lock = Lock()
         self._held = Held()
+        self._added = 0
         self.grown = Event()
 
     @property
     def held(self) -> Held:
         """What waits."""
-        return self._held
-
-    def begin(self, held: Held) -> None:
-        """Begin with what is there."""
-        with self._lock:
-            self._held = held
+        return Held(max(0, self._held.events), max(0, self._held.bytes))
 
     @property
     def is_full(self) -> bool:
@@ -86,9 +88,18 @@ class Backlog:
         """Note what was published or refused."""
         self._change(-len(messages), -sum(each.size for each in messages))
 
+    def count(self, held: Callable[[], Held]) -> None:
+        """Count anew, unless a commit comes in between: of one whose end was not told it is not known what it added."""
+        added = self._added
+        found = held()
+        with self._lock:
+            if added == self._added:
+                self._held = found
+
     def _change(self, events: int, size: int) -> None:
         with self._lock:
-            self._held = Held(max(0, self._held.events + events), max(0, self._held.bytes + size))
+            self._added += events > 0
+            self._held = Held(self._held.events + events, self._held.bytes + size)
 
 
 class Publishing:
@@ -126,6 +137,11 @@ class Publishing:
             self._thread.join(CLOSE_SECONDS)
         self._publisher.close()
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether what was sent last was not taken."""
+        return self._failing
+
     def check(self) -> None:
         """Raise what the thread died of."""
         if self._died is not None:
@@ -145,6 +161,7 @@ class Publishing:
             if page:
                 self._publish(page)
             else:
+                self._backlog.count(self._outbox.held)
                 self._backlog.grown.wait(IDLE_SECONDS)
                 self._backlog.grown.clear()
         except PyMongoError as error:
@@ -176,11 +193,11 @@ class Publishing:
         sent = self._publisher.send([each.message for each in messages])
         gc.collect()  # it is off, and each message of the client library is a cycle of some twenty objects
         failed = [(each, what) for each, what in zip(messages, sent, strict=True) if what.error]
-        for each, what in failed:
+        left = failed if _is_all(failed, messages) else [each for each in failed if not each[1].lasting]
+        for each, what in failed if len(left) < len(failed) else ():
             if what.lasting:
                 self._outbox.refuse(each.id, what.error)
                 log.error("event refused", topic=each.message.topic, of=each.of, reason=what.error)
-        left = [(each, what) for each, what in failed if not what.lasting]
         self._tell(left)
         return [each for each, _ in left]
 
@@ -192,6 +209,11 @@ class Publishing:
         elif self._failing:
             log.info("publishing again")
         self._failing = bool(left)
+
+
+def _is_all(failed: Sequence[tuple[Waiting, Sent]], messages: Sequence[Waiting]) -> bool:
+    """Whether every one of many messages is refused: that is a topic's fault, and not theirs."""
+    return len(failed) == len(messages) >= MANY and all(what.lasting for _, what in failed)
 
 
 class Outgoing:
@@ -209,6 +231,11 @@ class Outgoing:
     def is_done(self) -> bool:
         """Whether everything is published that can be."""
         return self._published is None or not self._backlog.held.events
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether publishing waits for Pub/Sub."""
+        return self._published is not None and self._published.is_failing
 
     def is_open(self) -> bool:
         """Whether more may be committed; waits for a moment where it may not. Raises what publishing died of."""

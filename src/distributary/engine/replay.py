@@ -19,16 +19,22 @@ from distributary.state import Job
 WAIT_MS = 50
 
 
+class _TooNew(Exception):
+    """The server no longer has documents as of the stream's position."""
+
+
 class Replays:
     """Carries out replays, one slice at a time; the stream of the one at hand stays open in between.
 
     Nothing of the history but which documents changed is used, so that nothing goes back to an older state and
-    nothing that was deleted comes back.
+    nothing that was deleted comes back. With `told`, somebody is told of what the stream changes: a replay that tells
+    nobody then shows documents as of the stream's position, lest it takes changes away from the stream.
     """
 
-    def __init__(self, slices: Slices, new_source: Callable[[], Source]) -> None:
+    def __init__(self, slices: Slices, new_source: Callable[[], Source], *, told: bool = False) -> None:
         self._slices = slices
         self._new_source = new_source
+        self._told = told
         self._open: tuple[Any, Source] | None = None
 
     def taken(self, job: Job) -> Job:
@@ -36,7 +42,12 @@ class Replays:
         return replace(job, code=self._slices.code(job))
 
     def run(self, job: Job) -> Job:
-        """Do the next slice; a position that the source no longer has ends the replay with a failure."""
+        """Do the next slice; a position that the source no longer has ends the replay with a failure.
+
+        The same job comes back where it has to wait for the stream.
+        """
+        if self._is_silent(job) and not self._is_level():
+            return job
         try:
             batches = self._source(job).read(WAIT_MS)
         except PositionLost as error:
@@ -45,14 +56,27 @@ class Replays:
         except PyMongoError:
             self.close()
             raise
+        before = job
         for batch in batches:
-            job = self._batch(job, batch)
+            try:
+                job = self._batch(job, batch)
+            except _TooNew:
+                self.close()
+                return before
             if job.done:
                 self.close()
                 return job
         if self._source(job).ended:
             self.close()
         return job
+
+    def _is_silent(self, job: Job) -> bool:
+        return self._told and not job.publish
+
+    def _is_level(self) -> bool:
+        """Whether nothing is shown that the stream has not come to."""
+        checkpoint = self._slices.committer.checkpoint
+        return checkpoint.ahead <= checkpoint.position.time
 
     def close(self) -> None:
         """Free what the server holds for the stream at hand."""
@@ -94,8 +118,11 @@ class Replays:
     def _again(self, job: Job, source: str, keys: Sequence[Any]) -> Job:
         """Derive documents from their current state, as many at a time as fit; the replay stays where it was."""
         left = [key for key in keys if is_storable(key)]
+        at = self._slices.committer.checkpoint.position.time if self._is_silent(job) else None
         while left:
-            some, snapshot = self._slices.fetched(source, left[: self._slices.documents])
+            some, snapshot = self._slices.fetched(source, left[: self._slices.documents], at=at)
+            if at is not None and snapshot.time > at:
+                raise _TooNew
             job = replace(job, documents=job.documents + len(some))
             job = self._slices.again(job, source, some, snapshot)
             left = left[len(some) :]

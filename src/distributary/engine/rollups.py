@@ -156,9 +156,9 @@ class Builds:
         self._plugged = plugged
 
     def taken(self, job: Job) -> Job:
-        """Give a job as it is to be gone on with: begun anew when the rollup's definition has changed."""
+        """Give a job as it is to be gone on with: begun anew, since nobody may have kept what it passed along."""
         code = {name: fingerprint for name, fingerprint in self._plugged.items() if name == job.source}
-        return job if code == job.code else replace(job, code=code, stage="", after=(), documents=0)
+        return replace(job, code=code, stage="", after=(), documents=0)
 
     def run(self, job: Job) -> Job:
         """Do the next slice of a job and give the job as it is then."""

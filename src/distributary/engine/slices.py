@@ -110,15 +110,19 @@ class Slices:
         return self.committer.retried(shown, desired, parked)
 
     def fetched(
-        self, source: str, keys: Sequence[Any], only: Mapping[str, Any] | None = None
+        self,
+        source: str,
+        keys: Sequence[Any],
+        only: Mapping[str, Any] | None = None,
+        at: Timestamp | None = None,
     ) -> tuple[Sequence[Any], Snapshot]:
-        """Read the documents of these keys, or of the first ones that fit; gives which.
+        """Read the documents of these keys, or of the first ones that fit; gives which. `at` is as in `fetch`.
 
         Raises `BadQuery` when that is because of `only`: it must not hold the worker up.
         """
         while True:
             try:
-                return keys, self.derivation.documents.fetch(source, keys, only=only)
+                return keys, self.derivation.documents.fetch(source, keys, at, only)
             except TooMuch as error:
                 keys = keys[: error.fit]
             except OperationFailure as error:

@@ -116,15 +116,20 @@ class Parts:
     rollups: Mapping[str, str] = field(default_factory=dict)
     triggers: Triggers | None = None
     new_publisher: Callable[[], Publisher] | None = None
+    publishes: bool = False
     is_tidy: Callable[[], bool] = lambda: True
     tidy: Callable[[ClientSession], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """When a run ends by itself: at `time`, or never; with `jobs` only once no job is left."""
+    """When a run ends by itself: at `time` and once no job is left, or never.
+
+    It waits until everything is published, but for Pub/Sub that is away only if it is `patient`.
+    """
 
     time: Timestamp | None = None
+    patient: bool = True
 
 
 class Worker:
@@ -153,7 +158,7 @@ class Worker:
             reraise=True,
         )
         with _collector_off():
-            self._backlog.begin(patient(self._parts.stores.outbox.held))
+            patient(self._backlog.count, self._parts.stores.outbox.held)
             with self._publishing():
                 while not self._stop.is_set() and not patient(self._tail, goal):
                     continue
@@ -326,7 +331,7 @@ class _Tail:
         )
         self._pace = Pace(settings.pace, parts.newest, parts.oldest)
         self._held = ""
-        self._replays = Replays(self._slices, parts.new_source)
+        self._replays = Replays(self._slices, parts.new_source, told=parts.publishes)
         self._rebuilds = Rebuilds(self._slices, parts.shelf, parts.draw)
         self._builds = Builds(committer, parts.rollups)
         self._draining = Draining(parts.groups, committer)
@@ -510,7 +515,8 @@ class _Tail:
         if self._triggers is not None and not self._triggers.passed(goal.time):
             return False
         self._look()
-        done = self._is_idle() and self._draining.is_done and self._outgoing.is_done
+        told = self._outgoing.is_done or (not goal.patient and self._outgoing.is_stuck)
+        done = self._is_idle() and self._draining.is_done and told
         if done:
             log.info("caught up")
         return done

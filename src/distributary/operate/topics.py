@@ -45,7 +45,10 @@ def findings(topics: Asked, wanted: Mapping[str, Sequence[str]], *, fix: bool) -
 
 def unpublished(wanted: Mapping[str, Sequence[str]]) -> Finding:
     """Give the finding for topics of which nobody says in which project they are."""
-    message = f"there is no pubsub.project, so what is published to {', '.join(sorted(wanted))} waits in the outbox."
+    message = (
+        f"there is no pubsub.project, so nothing is published to {', '.join(sorted(wanted))}: changes of records are"
+        " told to nobody, and what triggers publish waits in the outbox."
+    )
     return Finding(Level.WARNING, SUBJECT, message, "Set pubsub.project.")
 
 

@@ -5,10 +5,13 @@ from concurrent.futures import wait
 from threading import Event, Lock
 from time import monotonic
 
-from google.api_core.exceptions import GoogleAPICallError, InvalidArgument
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, InvalidArgument
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.pubsub_v1 import PublisherClient
-from google.cloud.pubsub_v1.publisher.exceptions import FlowControlLimitError
+from google.cloud.pubsub_v1.publisher.exceptions import (
+    FlowControlLimitError,
+    PublishToPausedOrderingKeyException,
+)
 from google.cloud.pubsub_v1.publisher.futures import Future
 from google.cloud.pubsub_v1.types import (
     BatchSettings,
@@ -19,6 +22,7 @@ from google.cloud.pubsub_v1.types import (
 )
 from google.pubsub_v1 import PublisherClient as Requests
 
+from distributary.errors import EnvironmentFault
 from distributary.events.envelope import Message
 from distributary.ports import Sent
 from distributary.pubsub.client import open_client
@@ -71,7 +75,7 @@ class PubSubPublisher:
             retry=None,
             timeout=answer_seconds,
         )
-        self._client = self._open()
+        self._client: PublisherClient | None = self._open()
         self._lock = Lock()
         self._is_sending = self._is_closed = False
 
@@ -81,9 +85,14 @@ class PubSubPublisher:
             if self._is_closed:
                 return [_LATE] * len(messages)
             self._is_sending = True
-        sending = _Sending(self._client, self._project, messages, self._seconds)
+        try:
+            client = self._client or self._open()
+        except EnvironmentFault as error:  # credentials that were there, and are asked for in vain now
+            self._done(None, is_sound=True)
+            return [Sent(error.message)] * len(messages)
+        sending = _Sending(client, self._project, messages, self._seconds)
         sent = sending.run()
-        self._done(is_sound=sending.resume())
+        self._done(client, is_sound=sending.resume())
         return sent
 
     def close(self) -> None:
@@ -91,19 +100,21 @@ class PubSubPublisher:
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
-                self._client.stop()
-                if not self._is_sending:
-                    self._client.transport.close()
+                if self._client is not None:
+                    self._client.stop()
+                    if not self._is_sending:
+                        self._client.transport.close()
 
-    def _done(self, *, is_sound: bool) -> None:
+    def _done(self, client: PublisherClient | None, *, is_sound: bool) -> None:
+        """Keep a client that is sound; another one is opened by the next call."""
         with self._lock:
             self._is_sending = False
-            if self._is_closed:
-                self._client.transport.close()
-            elif not is_sound:
-                self._client.stop()
-                self._client.transport.close()
-                self._client = self._open()
+            if client is not None and self._is_closed:
+                client.transport.close()
+            elif client is not None and not is_sound:
+                client.stop()
+                client.transport.close()
+            self._client = client if is_sound and not self._is_closed else None
 
     def _open(self) -> PublisherClient:
         return open_client(self._endpoint, batch_settings=_BATCH, publisher_options=self._options)
@@ -215,7 +226,7 @@ class _Sending:
         try:
             Requests.publish(self._client, topic=topic, messages=[whole], retry=None, timeout=seconds)
             self._sent[number] = _CONFIRMED
-        except (GoogleAPICallError, GoogleAuthError) as error:
+        except (GoogleAPIError, GoogleAuthError, ValueError) as error:
             self._note(number, _failure(error))
 
     # --- order ----------------------------------------------------------------------------------------------
@@ -243,4 +254,4 @@ def _failure(error: BaseException) -> Sent:
     if isinstance(error, GoogleAPICallError):
         code = error.grpc_status_code.name if error.grpc_status_code else type(error).__name__
         return Sent(f"{code}: {error.message}", isinstance(error, InvalidArgument))
-    return Sent(f"{error}") if isinstance(error, GoogleAuthError) else _BEHIND
+    return _BEHIND if isinstance(error, PublishToPausedOrderingKeyException) else Sent(f"{error!r}")

@@ -8,7 +8,7 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 
-from distributary.change import CODEC
+from distributary.change import LENIENT
 from distributary.derive.plan import version_in
 from distributary.derive.records import ENGINE_FIELD, DerivedCollection
 from distributary.derive.trigger import Event
@@ -44,7 +44,7 @@ class MongoOutbox:
         *,
         reference: bool = False,
     ) -> None:
-        self._collection = state.get_collection(OUTBOX, CODEC, read_concern=ReadConcern("majority"))
+        self._collection = state.get_collection(OUTBOX, LENIENT, read_concern=ReadConcern("majority"))
         self._worker = worker
         self._envelope = envelope
         self._published = published
@@ -71,7 +71,8 @@ class MongoOutbox:
             self._refusals.resolve((place(each.collection, each.key) for each in states), session)
         for some in _chunks([] if refused else documents):
             self._collection.insert_many(some, session=session)
-        return Put(Held(len(documents), sum(each["size"] for each in documents)), refused)
+        waiting = [each["size"] for each in documents if "refused" not in each]
+        return Put(Held(len(waiting), sum(waiting)), refused)
 
     def _offset(self, revision: int) -> int:
         """Give how far ids are ahead of the checkpoint's revisions: it may have been begun anew in front of them."""

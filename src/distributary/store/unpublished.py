@@ -7,7 +7,7 @@ from typing import Any
 from bson import Timestamp
 from pymongo.database import Database
 
-from distributary.change import CODEC, Position
+from distributary.change import LENIENT, Position
 from distributary.state import Letter, LetterKind
 from distributary.store.letters import StoredLetter, Unsent
 from distributary.store.outbox import OUTBOX
@@ -25,18 +25,18 @@ def unpublished_letters(
     Without the data of triggers' events, unless they are wanted `whole`.
     """
     shown = None if whole else {"data": 0}
-    found = state.get_collection(OUTBOX, CODEC).find(_query(where), shown).sort("at", -1).limit(limit)
+    found = state.get_collection(OUTBOX, LENIENT).find(_query(where), shown).sort("at", -1).limit(limit)
     return [_letter(each) for each in found]
 
 
 def count_unpublished(state: Database[Any], where: Mapping[str, Any]) -> int:
     """Count the refused messages of all workers that match a query on letters."""
-    return state.get_collection(OUTBOX, CODEC).count_documents(_query(where))
+    return state.get_collection(OUTBOX, LENIENT).count_documents(_query(where))
 
 
 def discard_unpublished(state: Database[Any], worker: str, ids: Sequence[str]) -> int:
     """Remove refused messages of a worker by their short ids, and give how many there were; durable on return."""
-    collection = state.get_collection(OUTBOX, CODEC)
+    collection = state.get_collection(OUTBOX, LENIENT)
     chunks = (list(ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK))
     return sum(
         collection.delete_many({"worker": worker, "id": {"$in": some}, **IS_REFUSED}).deleted_count
@@ -56,7 +56,7 @@ def newest_waiting(state: Database[Any], worker: str) -> Any:
 
 def _end_of_queue(state: Database[Any], worker: str, direction: int) -> Any:
     mine = {"worker": worker, "refused": None}
-    found = state.get_collection(OUTBOX, CODEC).find_one(mine, {"_id": 1}, sort=[("_id", direction)])
+    found = state.get_collection(OUTBOX, LENIENT).find_one(mine, {"_id": 1}, sort=[("_id", direction)])
     return found and found["_id"]
 
 
