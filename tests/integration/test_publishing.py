@@ -334,7 +334,9 @@ def test_a_silent_replay_leaves_changes_to_the_stream(
     documents = databases.raw["documents"]
     documents.insert_many([{"_id": key, "value": 0} for key in range(20)])
     telling.catch_up()
-    since = mark_of("now", databases.raw)
+    checkpoint = databases.state["checkpoints"].find_one({})
+    assert checkpoint is not None
+    since = mark_of(checkpoint["position"]["token"], databases.raw)
     documents.update_many({"_id": {"$in": [0, 1]}}, {"$set": {"value": 1}})
     telling.catch_up()
     until = mark_of("now", databases.raw)
