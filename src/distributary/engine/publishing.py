@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Event, Lock, Thread
+from time import perf_counter
 from typing import NamedTuple
 
 from pymongo.errors import PyMongoError
 from tenacity import Retrying, retry_if_result, stop_when_event_set, wait_random_exponential
 
 from distributary.engine.commit import Committer
+from distributary.engine.observer import SILENT, Observer, Part
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.log import get_logger
 from distributary.ports import Held, Outbox, Publisher, Sent, Waiting
@@ -55,8 +57,9 @@ UNBOUNDED = Bounds(1 << 62, 1 << 62)
 class Backlog:
     """How much waits in the outbox, as far as this process knows; commits add to it and publishing takes from it."""
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, observer: Observer = SILENT) -> None:
         self._bounds = bounds
+        self._observer = observer
         self._lock = Lock()
         self._held = Held()
         self.grown = Event()
@@ -70,6 +73,7 @@ class Backlog:
         """Begin with what is there."""
         with self._lock:
             self._held = held
+            self._observer.waiting(held)
 
     @property
     def is_full(self) -> bool:
@@ -89,6 +93,7 @@ class Backlog:
     def _change(self, events: int, size: int) -> None:
         with self._lock:
             self._held = Held(max(0, self._held.events + events), max(0, self._held.bytes + size))
+            self._observer.waiting(self._held)
 
 
 class Publishing:
@@ -98,10 +103,13 @@ class Publishing:
     where it was there before.
     """
 
-    def __init__(self, outbox: Outbox, publisher: Publisher, backlog: Backlog) -> None:
+    def __init__(
+        self, outbox: Outbox, publisher: Publisher, backlog: Backlog, observer: Observer = SILENT
+    ) -> None:
         self._outbox = outbox
         self._publisher = publisher
         self._backlog = backlog
+        self._observer = observer
         self._stop = Event()
         self._died: BaseException | None = None
         self._failing = False
@@ -124,6 +132,7 @@ class Publishing:
         self._backlog.grown.set()
         if self._thread.is_alive():
             self._thread.join(CLOSE_SECONDS)
+        self._observer.rest(Part.PUBLISHING)
         self._publisher.close()
 
     def check(self) -> None:
@@ -140,6 +149,7 @@ class Publishing:
 
     def _try(self) -> None:
         """Publish a page, or wait for one; what passes by itself is waited out."""
+        self._observer.beat(Part.PUBLISHING)
         try:
             page = self._outbox.next(PAGE_EVENTS, PAGE_BYTES)
             if page:
@@ -173,7 +183,10 @@ class Publishing:
 
     def _send(self, messages: Sequence[Waiting]) -> list[Waiting]:
         """Send messages, and give what is to be sent again; what never will be taken is kept as refused."""
+        self._observer.beat(Part.PUBLISHING)
+        since = perf_counter()
         sent = self._publisher.send([each.message for each in messages])
+        self._observer.sent(messages, sent, perf_counter() - since)
         gc.collect()  # it is off, and each message of the client library is a cycle of some twenty objects
         failed = [(each, what) for each, what in zip(messages, sent, strict=True) if what.error]
         for each, what in failed:
