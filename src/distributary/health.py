@@ -29,6 +29,8 @@ _WAITED_FOR = {
     "distributary.derive": "a transform",
 }
 
+GOES_ON = "every part goes on, or waits for others"
+
 #: Phases in which a process does its share: it works, or takes over as soon as the lease is free.
 _READY = {
     Phase.ACTIVE: "active: it holds the lease",
@@ -93,11 +95,7 @@ class Health(Observer):
         parts = {part.value: self._part(part, beat) for part, beat in list(self._beats.items())}
         stuck = [name for name, each in parts.items() if each["stuck"]]
         good = not stuck or self._phase is Phase.STOPPING
-        reason = (
-            f"stuck without a reason: {', '.join(stuck)}"
-            if not good
-            else "every part goes on, or waits for others"
-        )
+        reason = GOES_ON if good else f"stuck without a reason: {', '.join(stuck)}"
         return Verdict(good, {"healthy": good, "reason": reason, **self._told(), "parts": parts})
 
     def ready(self) -> Verdict:

@@ -1,9 +1,12 @@
 """The metrics: each is declared here, with its unit and what it says, and nowhere else."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
 
 PREFIX = "distributary_"
 
@@ -38,11 +41,27 @@ class Metric(NamedTuple):
 
     def gauge(self, registry: CollectorRegistry) -> Gauge:
         """Make it in a registry."""
-        return Gauge(self.full_name, self.help, self.labels, registry=registry)
+        gauge = Gauge(self.full_name, self.help, self.labels, registry=None)
+        registry.register(_Undescribed(gauge))
+        return gauge
 
     def histogram(self, registry: CollectorRegistry) -> Histogram:
         """Make it in a registry."""
         return Histogram(self.full_name, self.help, self.labels, registry=registry, buckets=self.buckets)
+
+
+class _Undescribed(Collector):
+    """A gauge whose name is not held against others.
+
+    The library takes a gauge `x` and a counter `x_total` for one, as OpenMetrics does; in the text form they are two.
+    """
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+
+    def collect(self) -> Iterable[Family]:
+        """Give its values."""
+        return self._gauge.collect()
 
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
