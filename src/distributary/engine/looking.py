@@ -8,6 +8,7 @@ from pymongo.errors import PyMongoError
 
 from distributary.engine.observer import Observer, Standing
 from distributary.engine.retry import reason
+from distributary.errors import DistributaryError
 from distributary.log import get_logger
 
 log = get_logger()
@@ -47,7 +48,7 @@ class Looking:
             since = monotonic()
             try:
                 standing = self._look()
-            except PyMongoError as error:
+            except (PyMongoError, DistributaryError) as error:
                 if not failing:
                     log.warning("metrics stand still", error=reason(error))
                 failing = True
