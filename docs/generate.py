@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from distributary.cli import distributary
 from distributary.config import KEYS, SECTIONS, Key
+from distributary.metrics import DECLARED, LABELS, Metric
 from distributary.operate.privileges import FIXES, NEEDS, Need, Role
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -39,8 +40,6 @@ One TOML file, `./distributary.toml` or the one that `--config` names, and the e
 needed when the environment says it all. Lists in a variable are JSON (`["a", "b"]`) or separated by commas
 (`a,b`). A secret may lie in a file of its own: `…_FILE` names it. `deploy/distributary.toml` is an example
 with every key. All faults are reported at once.
-
-The section `[http]` is accepted and not used yet.
 """
 
 _COMMAND_LINE = """\
@@ -180,8 +179,59 @@ def _actions(role: Role) -> list[str]:
     return list(dict.fromkeys(action for need in NEEDS if need.role is role for action in need.actions))
 
 
+_METRICS = """\
+# Metrics and health
+
+`distributary run` answers GET and HEAD on `http.host` and `http.port` (127.0.0.1 and 9464; 0: no endpoint), from
+before it asks for the lease until it ends, with no more than 16 requests at a time and 5 s for each. Several workers
+on one machine need several ports.
+
+| path | answers |
+|---|---|
+| `/metrics` | the metrics below, in Prometheus' text form |
+| `/healthz` | 200, or 503 when the process should be restarted |
+| `/readyz` | 200 when the process works or stands by, else 503 |
+
+The bodies of `/healthz` and `/readyz` are JSON that says why.
+
+A process should be restarted when the work, the renewal of the lease or publishing made no step for 120 s, and its
+thread waits neither for MongoDB nor for Pub/Sub nor for a transform. A worker that is behind, or whose MongoDB or
+Pub/Sub is away, is healthy: a restart would not help. A transform that never ends is no reason either, since it would
+hold up the next process at the same document; `distributary status` names it. Code that holds the interpreter itself
+(a regular expression that backtracks without end) lets no request be answered, so a probe needs a time-out.
+
+A process is ready when it holds the lease and its stream is open, or when another one holds the lease and this one
+stands by. It is not ready while it starts, stops or tries again after a failure.
+
+Counters begin at 0 with the process, and `rate` and `increase` see through that. What only the holder of the lease
+knows is NaN, 0 or absent in a standby. What is counted "as of the last look" is counted every 5 s, less often where
+counting takes long. Labels take only the values that are named here; whatever else there is (shadows that a rebuild
+fills, names that are no longer plugged in) counts as `other`.
+
+| metric | type | unit | labels | meaning |
+|---|---|---|---|---|
+"""
+
+
+def metrics() -> str:
+    """Give the page of the metrics."""
+    names = dict.fromkeys(label for metric in DECLARED for label in metric.labels)
+    labels = [f"| `{name}` | {LABELS[name]} |\n" for name in names]
+    return "".join([_METRICS, *map(_metric, DECLARED), "\n| label | values |\n|---|---|\n", *labels])
+
+
+def _metric(metric: Metric) -> str:
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    return f"| `{metric.full_name}` | {metric.kind.value} | {metric.unit} | {labels} | {metric.help} |\n"
+
+
 #: The generated pages and what writes them.
-PAGES = {"configuration.md": configuration, "command-line.md": command_line, "privileges.md": privileges}
+PAGES = {
+    "configuration.md": configuration,
+    "command-line.md": command_line,
+    "metrics.md": metrics,
+    "privileges.md": privileges,
+}
 
 
 @click.command()

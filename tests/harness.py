@@ -92,6 +92,7 @@ class Harness:
             "DISTRIBUTARY_WORKER__TRANSFORMERS": str(self.folder),
             "DISTRIBUTARY_WORKER__LEASE_SECONDS": "2",
             "DISTRIBUTARY_WORKER__IDLE_SAVE_SECONDS": "0.2",
+            "DISTRIBUTARY_HTTP__PORT": "0",
         } | {f"DISTRIBUTARY_{key.upper().replace('.', '__')}": value for key, value in self.settings.items()}
 
     @property

@@ -1,6 +1,6 @@
 """The composition root: the only file that names concrete classes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -21,6 +21,7 @@ from distributary.derive.rollup import Rollup
 from distributary.engine import publishing
 from distributary.engine.begin import Wanted
 from distributary.engine.commit import Stores
+from distributary.engine.observer import SILENT, Observer, Phase, Standing
 from distributary.engine.pace import Limits
 from distributary.engine.pipeline import Bounds
 from distributary.engine.precedence import Precedence
@@ -34,9 +35,10 @@ from distributary.events.envelope import Envelope, tables_of
 from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
 from distributary.operate.tables import refuse_bad_models
-from distributary.operate.topics import Asked
+from distributary.operate.topics import Asked, published
 from distributary.operate.watch import Watch
 from distributary.ports import Publisher, Start
+from distributary.recording import Names, Recording
 from distributary.sink.collections import Indexes, prepare, prepare_rollups
 from distributary.sink.mongo import MongoSink
 from distributary.sink.rollups import Reader, Rollups, refuse_bad
@@ -44,13 +46,14 @@ from distributary.sink.shelf import MongoShelf
 from distributary.source import deployment
 from distributary.source.changes import ChangeStream
 from distributary.source.documents import Documents
+from distributary.source.elections import Elections
 from distributary.source.stream import Stream
 from distributary.state import BEGINNING, Checkpoint
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from distributary.store.lease import Holder, Lease
 from distributary.store.letters import Letters
-from distributary.store.outbox import MongoOutbox
+from distributary.store.outbox import MongoOutbox, count_refused
 from distributary.store.pending import Pending
 
 logger = log.get_logger()
@@ -72,11 +75,12 @@ class Databases:
 
 
 @contextmanager
-def connect(config: Config) -> Iterator[Databases]:
-    """Connect to the source and the derived deployment; closes the connections at the end."""
-    source: MongoClient[Any] = _client(config.source.uri.get_secret_value())
+def connect(config: Config, elected: Callable[[], None] | None = None) -> Iterator[Databases]:
+    """Connect to the source and the derived deployment; closes the connections at the end. Elections call `elected`."""
+    listeners = [Elections(elected)] if elected else []
+    source: MongoClient[Any] = _client(config.source.uri.get_secret_value(), listeners)
     same = config.derived.uri.get_secret_value() == config.source.uri.get_secret_value()
-    derived = source if same else _client(config.derived.uri.get_secret_value())
+    derived = source if same else _client(config.derived.uri.get_secret_value(), listeners)
     with source, derived:
         yield Databases(
             source.get_database(config.source.database, CODEC),
@@ -85,10 +89,20 @@ def connect(config: Config) -> Iterator[Databases]:
         )
 
 
-def _client(uri: str) -> MongoClient[Any]:
+def _client(uri: str, listeners: Sequence[Elections]) -> MongoClient[Any]:
     return MongoClient(
-        uri, appname="distributary", w="majority", tz_aware=True, uuidRepresentation="standard"
+        uri,
+        appname="distributary",
+        w="majority",
+        tz_aware=True,
+        uuidRepresentation="standard",
+        event_listeners=listeners,
     )
+
+
+def recording(plugged: Registry) -> Recording:
+    """Give what keeps the metrics of a process that runs what is plugged in."""
+    return Recording(Names.of(plugged, published(plugged)))
 
 
 def registry(config: Config) -> Registry:
@@ -126,6 +140,7 @@ class Assembled:
     databases: Databases
     registry: Registry
     stop: Event = field(default_factory=Event)
+    observer: Observer = SILENT
     slow: Slow = field(init=False)
     commits: Precedence = field(init=False, default_factory=Precedence)
     _tenure: Tenure | None = field(init=False, default=None)
@@ -137,7 +152,7 @@ class Assembled:
         """Give what waits for the lease and works under it."""
         worker = self.config.worker
         lease = Lease(self.databases.state, worker.name, worker.lease_seconds)
-        return Tenure(lease, worker.lease_seconds, self.stop, self.slow.tell)
+        return Tenure(lease, worker.lease_seconds, self.stop, self.slow.tell, self.observer)
 
     def work(self, tenure: Tenure, goal: Goal) -> None:
         """Work as the holder of the lease until the goal is reached, the lease is lost or `stop` is set."""
@@ -194,6 +209,7 @@ class Assembled:
             except PyMongoError as error:
                 if judge(error) is not Verdict.TRANSIENT:
                     raise
+                self.observer.enter(Phase.WAITING, f"trying again: {reason(error)}")
                 logger.warning("trying again", error=reason(error))
                 self.stop.wait(RETRY_SECONDS)
                 continue
@@ -287,6 +303,20 @@ class Assembled:
             publishes=bool(self.published),
             is_tidy=lambda: not self._pending().has_others(list(self.registry.rollups)),
             tidy=lambda session: self._pending().forget(list(self.registry.rollups), session),
+            observer=self.observer,
+            look=None if self.observer is SILENT else self._look,
+        )
+
+    def _look(self) -> Standing:
+        """Look up what is left to be done."""
+        databases, name = self.databases, self.config.worker.name
+        return Standing(
+            newest=deployment.newest(databases.raw.client),
+            oldest=deployment.oldest_if_known(databases.raw.client),
+            letters=Letters(databases.state, name).count(),
+            pending_groups=self._pending().count(),
+            refused=count_refused(databases.state, name),
+            jobs=self.jobs().open(),
         )
 
     def _publisher(self) -> Publisher:

@@ -181,7 +181,11 @@ def _printed(script: str, folder: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Give this process's environment without settings, and with the `distributary` and `python` that are tested."""
+    """Give this process's environment without settings, and with the `distributary` and `python` that are tested.
+
+    Workers have no endpoint, since several tests may run at once.
+    """
     settings = re.compile(r"DISTRIBUTARY_\w+__|PYTEST_")
     clean = {name: value for name, value in os.environ.items() if not settings.match(name)}
-    return clean | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return clean | {"PATH": path, "DISTRIBUTARY_HTTP__PORT": "0"}

@@ -74,7 +74,6 @@ SETTINGS = {
     "worker.lease_seconds": "0.4",
     "worker.idle_save_seconds": "0.1",
     "dead_letters.max_in_window": "0",
-    "http.port": "0",
 }
 
 ORDERS, LEAVING, CODES, GROUPS, MEMBERS = 120, 10, 8, 4, 3

@@ -38,7 +38,7 @@ FAILS = MODULE.format(bad="order['number'] % 10 and order['missing']")
 HANGS = MODULE.format(bad="while order['number'] == 7: time.sleep(0.01)")
 
 #: A limit that a few documents reach.
-LIMITS = {"dead_letters.max_in_window": "10", "dead_letters.window": "50", "http.port": "0"}
+LIMITS = {"dead_letters.max_in_window": "10", "dead_letters.window": "50"}
 
 #: Seconds that a document may take here, and that a worker has to stop.
 SLOW, SHUTDOWN = 0.5, 1.0

@@ -25,38 +25,6 @@ KUSTOMIZATIONS = sorted((DEPLOY / "kubernetes").rglob("kustomization.yaml"))
 UNIT = DEPLOY / "systemd/distributary.service"
 METRICS_PAGE = ROOT / "docs/reference/metrics.md"
 
-#: The series where the page of metrics is not there, in the form of its rows.
-AGREED = """
-| `distributary_changes_read_total` | counter | |  |
-| `distributary_records_written_total` | counter | | `collection` |
-| `distributary_records_removed_total` | counter | | `collection` |
-| `distributary_records_unchanged_total` | counter | |  |
-| `distributary_dead_letters` | gauge | | `transform` |
-| `distributary_dead_letters_total` | counter | | `transform` |
-| `distributary_lag_seconds` | gauge | |  |
-| `distributary_position_timestamp_seconds` | gauge | |  |
-| `distributary_history_headroom_seconds` | gauge | |  |
-| `distributary_catch_up_seconds` | gauge | |  |
-| `distributary_batch_changes` | histogram | |  |
-| `distributary_stage_seconds` | histogram | | `stage` |
-| `distributary_transform_seconds_total` | counter | | `transform` |
-| `distributary_transform_documents_total` | counter | | `transform` |
-| `distributary_read_ahead_bytes` | gauge | |  |
-| `distributary_reconnects_total` | counter | |  |
-| `distributary_elections_total` | counter | |  |
-| `distributary_lease_held` | gauge | |  |
-| `distributary_published_total` | counter | | `topic` |
-| `distributary_publish_failures_total` | counter | | `topic` |
-| `distributary_publish_seconds` | histogram | |  |
-| `distributary_unpublished_events` | gauge | |  |
-| `distributary_unpublished_bytes` | gauge | |  |
-| `distributary_unpublishable_events` | gauge | |  |
-| `distributary_pending_groups` | gauge | |  |
-| `distributary_job_documents` | gauge | | `kind`, `source` |
-| `distributary_job_documents_expected` | gauge | | `kind`, `source` |
-| `distributary_build_info` | gauge | | `version`, `python` |
-"""
-
 #: A row of the page's table: a metric, its type, its unit, its labels.
 _ROW = re.compile(r"^\| `distributary_(\w+)` \| ([^|]*) \|[^|]*\| ([^|]*) \|", re.MULTILINE)
 
@@ -77,7 +45,7 @@ def _documented(page: str) -> dict[str, set[str]]:
 
 
 #: Each series that there is, without the prefix, with its labels.
-SERIES = _documented(METRICS_PAGE.read_text("utf-8") if METRICS_PAGE.exists() else AGREED)
+SERIES = _documented(METRICS_PAGE.read_text("utf-8"))
 
 
 class Query(NamedTuple):

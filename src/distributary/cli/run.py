@@ -1,8 +1,10 @@
 """`distributary run`: the always-on worker."""
 
+import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -10,14 +12,18 @@ from types import FrameType
 import click
 
 from distributary import log
-from distributary.assemble import Assembled, connect, registry, topics
+from distributary.assemble import Assembled, connect, recording, registry, topics
 from distributary.cli.common import config_option, open_config
-from distributary.config import PubSub
+from distributary.config import Http, PubSub
 from distributary.derive.registry import Registry
+from distributary.endpoint import Endpoint, Page
+from distributary.engine.observer import Phase
 from distributary.engine.worker import Goal
 from distributary.errors import Failed
+from distributary.health import Verdict
 from distributary.operate.topics import published
 from distributary.pubsub.standing import refuse
+from distributary.recording import CONTENT_TYPE, Recording
 
 logger = log.get_logger()
 
@@ -45,12 +51,41 @@ def command(config_path: Path | None, until_caught_up: bool) -> None:  # noqa: F
     """
     config = open_config(config_path)
     plugged = registry(config)
-    with connect(config) as databases:
-        assembled = Assembled(config, databases, plugged)
+    recorded = recording(plugged)
+    with serving(config.http, recorded), connect(config, recorded.elected) as databases:
+        assembled = Assembled(config, databases, plugged, observer=recorded)
         _stop_on_signals(assembled)
         _look_at_topics(config.pubsub, plugged)
         now = assembled.goal_of_now()
         _supervise(lambda: assembled.serve(now if until_caught_up else Goal()), assembled)
+
+
+@contextmanager
+def serving(http: Http, recorded: Recording) -> Iterator[None]:
+    """Answer for metrics and health, unless the port is 0; raises `EnvironmentFault` where that is not possible."""
+    if not http.port:
+        yield
+        return
+    endpoint = Endpoint(
+        http.host,
+        http.port,
+        {
+            "/metrics": lambda: Page(200, CONTENT_TYPE, recorded.scraped()),
+            "/healthz": lambda: _page(recorded.health.healthy()),
+            "/readyz": lambda: _page(recorded.health.ready()),
+        },
+    )
+    endpoint.start()
+    logger.info("listening", host=http.host, port=http.port, pages=["/metrics", "/healthz", "/readyz"])
+    try:
+        yield
+    finally:
+        endpoint.close()
+
+
+def _page(verdict: Verdict) -> Page:
+    body = json.dumps(verdict.why) + "\n"
+    return Page(200 if verdict.good else 503, "application/json", body.encode())
 
 
 def _look_at_topics(pubsub: PubSub | None, plugged: Registry) -> None:
@@ -78,6 +113,7 @@ def _supervise(work: Callable[[], None], assembled: Assembled) -> None:
     while thread.is_alive() and not assembled.stop.is_set():
         thread.join(TICK)
     if thread.is_alive():
+        assembled.observer.enter(Phase.STOPPING)
         logger.info("stopping")
     thread.join(assembled.config.worker.shutdown_seconds)
     if thread.is_alive():

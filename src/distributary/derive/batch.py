@@ -1,6 +1,7 @@
 """Deriving the documents of a batch: what each yields through each transform of its collection."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from math import inf
 from typing import Any, NamedTuple
@@ -32,21 +33,31 @@ class Derived(NamedTuple):
     failed: list[Failed]
 
 
+class Times:
+    """The time that each transform took, and for how many documents; `clock` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.documents: dict[str, int] = defaultdict(int)
+
+
 def derive_all(
     documents: Iterable[Latest],
     transforms: Mapping[str, Sequence[Transform]],
     epoch: int,
     limit: int,
     most: float = inf,
+    times: Times | None = None,
 ) -> Derived:
     """Derive documents that were read; a document that is None is gone and yields nothing.
 
-    No more documents are taken once what they yield has `most` bytes.
+    No more documents are taken once what they yield has `most` bytes. `times` gets what it took.
     """
     result = Derived([], [])
     size = 0
     for item in documents:
-        size += _derive_document(item, transforms.get(item.collection, ()), epoch, limit, result)
+        size += _derive_document(item, transforms.get(item.collection, ()), epoch, limit, result, times)
         if size >= most:
             break
         del item  # before the next one is decoded
@@ -54,13 +65,18 @@ def derive_all(
 
 
 def _derive_document(
-    item: Latest, transforms: Sequence[Transform], epoch: int, limit: int, result: Derived
+    item: Latest,
+    transforms: Sequence[Transform],
+    epoch: int,
+    limit: int,
+    result: Derived,
+    times: Times | None,
 ) -> int:
     """Derive one document through its transforms, and give the size of what it yields."""
     if len(transforms) == 1:
-        return _derive_one(transforms[0], item, item.document, epoch, limit, result)
+        return _derive_one(transforms[0], item, item.document, epoch, limit, result, times)
     copies = zip(transforms, _copies(item.document, len(transforms)), strict=True)
-    return sum([_derive_one(each, item, document, epoch, limit, result) for each, document in copies])
+    return sum([_derive_one(each, item, document, epoch, limit, result, times) for each, document in copies])
 
 
 def _derive_one(
@@ -70,10 +86,15 @@ def _derive_one(
     epoch: int,
     limit: int,
     result: Derived,
+    times: Times | None,
 ) -> int:
     """Derive one document through one transform, and give the size of what it yields."""
     version = new_tuple(Version, (epoch, item.time))
+    since = times.clock() if times else 0.0
     output = _output(transform, item, document, version, limit)
+    if times and document is not None:
+        times.seconds[transform.name] += times.clock() - since
+        times.documents[transform.name] += 1
     if isinstance(output, Failure):
         result.failed.append(Failed(transform, item._replace(document=None), output))
         return len(output.reason) + len(output.traceback)

@@ -17,6 +17,7 @@ from distributary.engine.ahead import Overtaken
 from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
+from distributary.engine.observer import SILENT, Observer, Part
 from distributary.parts import called
 from distributary.ports import (
     Behind,
@@ -123,8 +124,10 @@ class Committer:
         fence: int,
         breaker: Breaker,
         told: Callable[[Held], None] = lambda _: None,
+        observer: Observer = SILENT,
     ) -> None:
         self._stores = stores
+        self.observer = observer
         self._told = told
         self._transforms = transforms
         self._fence = fence
@@ -306,6 +309,7 @@ class Committer:
             half = len(drained) // 2
             return self.settle(drained[:half]) + self.settle(drained[half:])
         self.checkpoint = finishing.checkpoint
+        self.observer.wrote(outcome, ())
         return outcome
 
     def aside(self, work: Callable[[ClientSession], None]) -> None:
@@ -512,6 +516,7 @@ class Committer:
             key = LetterKey(letter.transform, letter.key)
             self._parked[_parked(key)] = ParkedLetter(key, letter.kind)
         self._finished(finishing)
+        self.observer.wrote(outcome, finishing.letters)
         outcome.states.clear()
         return outcome
 
@@ -555,6 +560,7 @@ class Committer:
         """Note what was committed."""
         self.checkpoint = checkpoint
         self._told(put.held)
+        self.observer.beat(Part.WORK)
 
     def _finished(self, finishing: "_Finishing") -> None:
         self.committed(finishing.checkpoint, finishing.put)

@@ -5,16 +5,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from math import inf
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from bson import Timestamp
 
 from distributary.change import Change, Position, identity
-from distributary.derive.batch import Derived, Failed, derive_all, is_storable
+from distributary.derive.batch import Derived, Failed, Times, derive_all, is_storable
 from distributary.derive.collapse import Latest, Place, collapse
 from distributary.derive.plan import Desired
 from distributary.derive.transform import Transform
 from distributary.engine.horizon import Horizon
+from distributary.engine.observer import SILENT, Observer
 from distributary.ports import Batch, Documents, Snapshot, TooMuch
 from distributary.state import BEGINNING, Letter, LetterKind
 
@@ -103,6 +105,7 @@ class Derivation:
     told: Callable[[Iterable[Latest]], Iterable[Latest]] = iter
     most: float = inf
     appetite: Appetite = field(default_factory=Appetite)
+    observer: Observer = SILENT
 
     def prepare(self, batch: Batch, horizon: Horizon) -> Prepared:
         """Derive every document that changed in the batch, or those that fit.
@@ -124,9 +127,7 @@ class Derivation:
         )
         latest = collapse(batch.changes, None if horizon.is_behind(first) else horizon.shown)
         reading = _Reading(self, latest, end, horizon)
-        derived = derive_all(
-            self.told(reading.items()), self.transforms, self.epoch, self.max_records, self.most
-        )
+        derived = self._derive(reading.items(), self.transforms, self.most)
         desired, failed, states, read = derived.desired, letters(derived.failed), reading.states, reading.read
         if reading.done == len(latest):
             return Prepared(_bare(batch), desired, failed, states, read, version)
@@ -176,7 +177,15 @@ class Derivation:
         self, collection: str, found: Iterable[Latest], names: Sequence[str], most: float = inf
     ) -> Derived:
         wanted = [each for each in self.transforms.get(collection, ()) if each.name in names]
-        return derive_all(self.told(found), {collection: wanted}, self.epoch, self.max_records, most)
+        return self._derive(found, {collection: wanted}, most)
+
+    def _derive(
+        self, documents: Iterable[Latest], transforms: Mapping[str, Sequence[Transform]], most: float
+    ) -> Derived:
+        times = Times(perf_counter)
+        derived = derive_all(self.told(documents), transforms, self.epoch, self.max_records, most, times)
+        self.observer.derived(times.seconds, times.documents)
+        return derived
 
     def gone(self, collection: str, keys: Iterable[Any], time: Timestamp, name: str) -> list[Desired]:
         """Give what documents yield that no longer exist: nothing, so that what is stored is removed."""

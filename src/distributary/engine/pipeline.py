@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, Queue
 from threading import Condition, Event, Thread
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import TypeVar
 
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.handing import TICK, hand
 from distributary.engine.horizon import Horizon
+from distributary.engine.observer import SILENT, Observer
 from distributary.ports import Batch, Source
 
 T = TypeVar("T")
@@ -44,6 +45,11 @@ class _Room:
         with self._changed:
             return self._changed.wait_for(lambda: self._changes > 0 and self._bytes > 0, timeout)
 
+    @property
+    def bytes(self) -> int:
+        """The bytes that there is room for."""
+        return self._bytes
+
     def take(self, changes: int, size: int) -> None:
         """Take room, or give it back where the numbers are negative."""
         with self._changed:
@@ -55,11 +61,19 @@ class _Room:
 class Pipeline:
     """Reads and derives ahead of the caller, from a stream that is open."""
 
-    def __init__(self, source: Source, derivation: Derivation, bounds: Bounds, horizon: Horizon) -> None:
+    def __init__(
+        self,
+        source: Source,
+        derivation: Derivation,
+        bounds: Bounds,
+        horizon: Horizon,
+        observer: Observer = SILENT,
+    ) -> None:
         self._source = source
         self._derivation = derivation
         self._bounds = bounds
         self._horizon = horizon
+        self._observer = observer
         self._stop = Event()
         self._read: Queue[Batch | BaseException] = Queue()
         self._ready: Queue[Prepared | BaseException] = Queue(1)
@@ -76,6 +90,11 @@ class Pipeline:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
+
+    @property
+    def read_ahead(self) -> int:
+        """The bytes that are read and not derived yet."""
+        return self._bounds.bytes - self._room.bytes
 
     def next(self, timeout: float) -> Prepared | None:
         """Give the next batch, or None when there is none yet; raises what a thread raised."""
@@ -104,9 +123,13 @@ class Pipeline:
         while not self._stop.is_set() and not self._source.ended:
             if not self._room.wait(TICK):
                 continue
+            since = perf_counter()
             for batch in self._source.read(self._bounds.wait_ms):
+                if batch.changes:
+                    self._observer.read(len(batch.changes), perf_counter() - since)
                 self._room.take(*_extent(batch))
                 hand(self._read, batch, self._stop)
+                since = perf_counter()
         hand(self._read, StreamEnded(), self._stop)
 
     def _derive_all(self) -> None:
@@ -123,7 +146,10 @@ class Pipeline:
 
     def _prepare(self, batch: Batch) -> Prepared:
         """Derive a batch, or what fits of it, and note for those behind it what it read later than its end."""
+        since = perf_counter()
         prepared = self._derivation.prepare(batch, self._horizon)
+        if batch.changes:
+            self._observer.prepared(perf_counter() - since)
         if late := prepared.late:
             self._horizon.plan(late, prepared.shown)
         self._rest = prepared.rest

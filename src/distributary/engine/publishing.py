@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Event, Lock, Thread
+from time import perf_counter
 from typing import NamedTuple
 
 from pymongo.errors import PyMongoError
 from tenacity import Retrying, retry_if_result, stop_when_event_set, wait_random_exponential
 
 from distributary.engine.commit import Committer
+from distributary.engine.observer import SILENT, Observer, Part
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.log import get_logger
 from distributary.ports import Held, Outbox, Publisher, Sent, Waiting
@@ -61,8 +63,9 @@ class Backlog:
     It is below zero while something was published whose commit is not noted yet.
     """
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, observer: Observer = SILENT) -> None:
         self._bounds = bounds
+        self._observer = observer
         self._lock = Lock()
         self._held = Held()
         self._added = 0
@@ -95,11 +98,13 @@ class Backlog:
         with self._lock:
             if added == self._added:
                 self._held = found
+                self._observer.waiting(self.held)
 
     def _change(self, events: int, size: int) -> None:
         with self._lock:
             self._added += events > 0
             self._held = Held(self._held.events + events, self._held.bytes + size)
+            self._observer.waiting(self.held)
 
 
 class Publishing:
@@ -109,10 +114,13 @@ class Publishing:
     where it was there before.
     """
 
-    def __init__(self, outbox: Outbox, publisher: Publisher, backlog: Backlog) -> None:
+    def __init__(
+        self, outbox: Outbox, publisher: Publisher, backlog: Backlog, observer: Observer = SILENT
+    ) -> None:
         self._outbox = outbox
         self._publisher = publisher
         self._backlog = backlog
+        self._observer = observer
         self._stop = Event()
         self._died: BaseException | None = None
         self._failing = False
@@ -135,6 +143,7 @@ class Publishing:
         self._backlog.grown.set()
         if self._thread.is_alive():
             self._thread.join(CLOSE_SECONDS)
+        self._observer.rest(Part.PUBLISHING)
         self._publisher.close()
 
     @property
@@ -156,6 +165,7 @@ class Publishing:
 
     def _try(self) -> None:
         """Publish a page, or wait for one; what passes by itself is waited out."""
+        self._observer.beat(Part.PUBLISHING)
         try:
             page = self._outbox.next(PAGE_EVENTS, PAGE_BYTES)
             if page:
@@ -190,7 +200,10 @@ class Publishing:
 
     def _send(self, messages: Sequence[Waiting]) -> list[Waiting]:
         """Send messages, and give what is to be sent again; what never will be taken is kept as refused."""
+        self._observer.beat(Part.PUBLISHING)
+        since = perf_counter()
         sent = self._publisher.send([each.message for each in messages])
+        self._observer.sent(messages, sent, perf_counter() - since)
         gc.collect()  # it is off, and each message of the client library is a cycle of some twenty objects
         failed = [(each, what) for each, what in zip(messages, sent, strict=True) if what.error]
         left = failed if _is_all(failed, messages) else [each for each in failed if not each[1].lasting]

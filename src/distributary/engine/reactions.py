@@ -173,6 +173,7 @@ class Reactions:
         outcome = stores.sink.write([each.desired for each in work.effects], self._collections, finish)
         self._committer.marks += outcome.pending
         self._committer.committed(saved, put)
+        self._committer.observer.wrote(outcome, work.letters)
         for queue, token in work.parked:
             self._queues[queue].add(token)
 

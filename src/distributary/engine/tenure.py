@@ -7,6 +7,7 @@ from time import monotonic
 
 from pymongo.errors import PyMongoError
 
+from distributary.engine.observer import SILENT, Observer, Part, Phase
 from distributary.engine.retry import reason
 from distributary.log import get_logger
 from distributary.ports import LeaseStore
@@ -34,19 +35,24 @@ class Tenure:
         seconds: float,
         stop: Event,
         slow: Callable[[], Sequence[SlowTransform]] = list,
+        observer: Observer = SILENT,
     ) -> None:
         self.lease = lease
         self.over = Event()
         self._seconds = seconds
         self._stop = stop
         self._slow = slow
+        self._observer = observer
 
     def wait(self) -> bool:
         """Wait until this process holds the lease; False when it was asked to stop instead."""
         told = False
         while not self._stop.is_set():
+            self._observer.beat(Part.WORK)
             if self.lease.acquire():
+                self._observer.enter(Phase.OPENING)
                 return True
+            self._observer.enter(Phase.STANDBY)
             if not told:
                 log.info("standing by", reason="another process holds the lease")
                 told = True
@@ -58,12 +64,15 @@ class Tenure:
         """Renew the lease until the work inside is done; gives it back at the end."""
         thread = Thread(target=self._renew, name="lease", daemon=True)
         self._done = Event()
+        self._observer.held(lease=True)
         thread.start()
         try:
             yield
         finally:
             self._done.set()
             thread.join()
+            self._observer.rest(Part.LEASE)
+            self._observer.held(lease=False)
             self._give_back()
 
     def give_up(self) -> None:
@@ -81,6 +90,7 @@ class Tenure:
         """Renew in time; a lease that could not be renewed for its whole duration is lost."""
         renewed = monotonic()
         while not self._done.wait(self._seconds / RENEWALS / 5):
+            self._observer.beat(Part.LEASE)
             if self._stop.is_set():
                 self.over.set()
             slow = self._slow()
@@ -95,5 +105,7 @@ class Tenure:
                 renewed = monotonic()
             if not held:
                 log.warning("lease lost")
+                self._observer.rest(Part.LEASE)
+                self._observer.held(lease=False)
                 self.over.set()
                 return

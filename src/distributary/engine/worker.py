@@ -27,6 +27,8 @@ from distributary.engine.begin import Beginning, Wanted
 from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer, Stores
 from distributary.engine.derivation import Derivation, Prepared
+from distributary.engine.looking import Looking
+from distributary.engine.observer import SILENT, Observer, Part, Phase, Standing
 from distributary.engine.pace import RATE, Limits, Pace
 from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
 from distributary.engine.publishing import Backlog, Outgoing, Publishing, Tellings
@@ -119,6 +121,8 @@ class Parts:
     publishes: bool = False
     is_tidy: Callable[[], bool] = lambda: True
     tidy: Callable[[ClientSession], None] = lambda _: None
+    observer: Observer = SILENT
+    look: Callable[[], Standing] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,8 @@ class Worker:
         self._lost = self._triggers_lost = False
         self._losses = 0
         self._followed: Changes | None = None
-        self._backlog = Backlog(settings.outbox)
+        self._observer = parts.observer
+        self._backlog = Backlog(settings.outbox, self._observer)
         self._published: Publishing | None = None
 
     def run(self, goal: Goal) -> None:
@@ -154,12 +159,12 @@ class Worker:
             wait=wait_random_exponential(multiplier=0.5, max=10),
             sleep=self._pause,
             stop=stop_when_event_set(self._stop),
-            before_sleep=_tell,
+            before_sleep=self._tell,
             reraise=True,
         )
         with _collector_off():
             patient(self._backlog.count, self._parts.stores.outbox.held)
-            with self._publishing():
+            with self._publishing(), self._looking():
                 while not self._stop.is_set() and not patient(self._tail, goal):
                     continue
 
@@ -169,15 +174,40 @@ class Worker:
         if self._parts.new_publisher is None:
             yield
             return
-        self._published = Publishing(self._parts.stores.outbox, self._parts.new_publisher(), self._backlog)
+        self._published = Publishing(
+            self._parts.stores.outbox, self._parts.new_publisher(), self._backlog, self._observer
+        )
         self._published.start()
         try:
             yield
         finally:
             self._published.close()
 
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Look now and then what is left to be done, if anybody wants to know."""
+        if self._parts.look is None:
+            yield
+            return
+        looking = Looking(self._parts.look, self._observer)
+        looking.start()
+        try:
+            yield
+        finally:
+            looking.close()
+
     def _pause(self, seconds: float) -> None:
+        self._observer.beat(Part.WORK)
         self._stop.wait(seconds)
+
+    def _tell(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if error is not None:
+            self._wait(error)
+            log.warning("trying again", attempt=state.attempt_number, error=reason(error))
+
+    def _wait(self, error: BaseException) -> None:
+        self._observer.enter(Phase.WAITING, f"trying again: {reason(error)}")
 
     def _tail(self, goal: Goal) -> bool:
         """Tail the stream from the checkpoint on; True when the goal was reached.
@@ -203,6 +233,7 @@ class Worker:
             return False
         except PyMongoError as error:
             if judge(error) is Verdict.TRANSIENT and tail is not None and tail.committed:
+                self._wait(error)
                 log.warning("trying again", error=reason(error))
                 return False
             raise
@@ -237,11 +268,14 @@ class Worker:
         checkpoint, breaker = self._follow(beginning.checkpoint), Breaker(*self._settings.breaker)
         self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
         stores, told = self._parts.stores, self._backlog.add
-        committer = Committer(stores, self._wanted.transforms, checkpoint, self._fence, breaker, told)
+        committer = Committer(
+            stores, self._wanted.transforms, checkpoint, self._fence, breaker, told, self._observer
+        )
         committer.begin(beginning.jobs, freed=beginning.freed)
         while not self._parts.is_tidy():
             committer.aside(self._parts.tidy)
         self._lost = self._triggers_lost = False
+        self._observer.enter(Phase.ACTIVE)
         log.info(
             "tailing",
             worker=self._wanted.worker,
@@ -315,6 +349,7 @@ class _Tail:
         followed: Changes | None = None,
     ) -> None:
         self._settings = settings
+        self._observer = parts.observer
         self._outgoing = outgoing
         self._committer = committer
         self._stop = stop
@@ -325,6 +360,7 @@ class _Tail:
             settings.max_records,
             parts.told,
             settings.bounds.bytes,
+            observer=parts.observer,
         )
         self._slices = Slices(
             self._derivation, committer, parts.stores, settings.slice_documents, purge=settings.purge
@@ -339,7 +375,9 @@ class _Tail:
         self._stores = parts.stores
         self._report = Report(parts.newest)
         self._names = [each.name for some in parts.by_source.values() for each in some]
-        self._pipeline = Pipeline(source, self._derivation, settings.bounds, committer.horizon)
+        self._pipeline = Pipeline(
+            source, self._derivation, settings.bounds, committer.horizon, parts.observer
+        )
         self._triggers: TriggerTail | None = None
         if parts.triggers is not None and followed is not None:
             self._triggers = TriggerTail(parts.triggers, followed, committer)
@@ -373,6 +411,8 @@ class _Tail:
         return self._batches > 0
 
     def _step(self) -> None:
+        self._observer.beat(Part.WORK)
+        self._observer.reached(self._reached, self._pipeline.read_ahead)
         if not self._outgoing.is_open():
             return
         prepared = self._pipeline.next(self._patience())
@@ -400,8 +440,10 @@ class _Tail:
         """Commit a batch; one without changes only moves the position, which is saved now and then."""
         if prepared.batch.changes or prepared.batch.collections:
             for part in self._current(prepared):
+                since = monotonic()
                 self._committer.batch(part, purge=self._settings.purge)
                 self._saved = monotonic()
+                self._observer.committed(len(part.batch.changes), self._saved - since)
                 self._collect()
         self._reached = prepared.batch.position
         if monotonic() - self._saved >= self._settings.idle_save:
@@ -543,9 +585,3 @@ class _collector_off(AbstractContextManager[None]):  # noqa: N801 - reads as a s
     def __exit__(self, *_: object) -> None:
         gc.enable()
         gc.unfreeze()
-
-
-def _tell(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    if error is not None:
-        log.warning("trying again", attempt=state.attempt_number, error=reason(error))

@@ -133,6 +133,12 @@ class Letters:
             for each in found
         ]
 
+    def count(self) -> dict[str, int]:
+        """Count what is parked, by transform and trigger."""
+        grouped = {"$group": {"_id": "$transform", "count": {"$sum": 1}}}
+        found = self._collection.aggregate([{"$match": {"worker": self._worker}}, grouped])
+        return {each["_id"]: each["count"] for each in found}
+
     def due(self, transforms: Sequence[str], limit: int) -> list[LetterKey]:
         """Give keys of these transforms that are worth trying again now: what they waited for was released."""
         query = {"worker": self._worker, "due": True, "transform": {"$in": list(transforms)}}

@@ -15,7 +15,7 @@ from distributary.derive.trigger import Event
 from distributary.events.envelope import Envelope, Message, RecordChange
 from distributary.excerpt import excerpt
 from distributary.ports import Commit, Held, Put, RecordState, Waiting
-from distributary.store.refusals import BESIDE, Order, Refusals, order, place
+from distributary.store.refusals import BESIDE, IS_REFUSED, Order, Refusals, order, place
 
 OUTBOX = "outbox"
 
@@ -180,6 +180,11 @@ class Unpublished(NamedTuple):
     bytes: int = 0
     refused: int = 0
     since: Timestamp | None = None
+
+
+def count_refused(state: Database[Any], worker: str) -> int:
+    """Count the events of a worker that cannot be published, by the index of the order."""
+    return state[OUTBOX].count_documents({"worker": worker, **IS_REFUSED})
 
 
 def unpublished(state: Database[Any]) -> dict[str, Unpublished]:

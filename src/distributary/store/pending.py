@@ -65,6 +65,10 @@ class Pending:
         found = list(self._collection.find(query, session=session).sort("_id", 1).limit(limit))
         return [_pending(each) for each in found], (found[-1]["_id"],) if len(found) == limit else ()
 
+    def count(self) -> int:
+        """Count the groups that are to be computed."""
+        return self._collection.count_documents({"worker": self._worker})
+
     def has_others(self, plugged: Sequence[str]) -> bool:
         """Whether there are groups of rollups that are not plugged in."""
         return self._collection.find_one(self._others(plugged), {"_id": 1}) is not None
