@@ -18,7 +18,7 @@ demo: $(READY) ## Show everything working on this machine, with a MongoDB of its
 	$(VENV)/bin/distributary demo $(ARGS)
 
 test: $(READY) ## Run the tests, with a MongoDB of their own (or the one in DISTRIBUTARY_TEST_URI)
-	$(PY) -m pytest -n 2 $(ARGS)
+	$(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 
 check: $(READY) ## Check style, types, import directions and generated documentation
 	$(PY) -m ruff check

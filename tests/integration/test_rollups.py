@@ -277,6 +277,18 @@ def test_a_new_rollup_is_built_and_a_changed_one_anew(harness: Harness) -> None:
     assert checkpoint["rollups"] == {}
 
 
+def test_many_groups_are_drained_beside_the_stream(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, drained: list[Any]
+) -> None:
+    """A transaction computes so many groups and no more, however small they are."""
+    monkeypatch.setattr(sink_rollups, "ROLLUP_GROUPS", 5)
+    harness.catch_up()
+    harness.databases.raw["orders"].insert_many([{"_id": n, "customer": n, "total": 1} for n in range(20)])
+    harness.catch_up()
+    assert totals(harness) == dict.fromkeys(range(20), (1, 1))
+    assert len(drained) == 15
+
+
 def test_indexes_lead_to_the_groups(harness: Harness) -> None:
     """The records' collection has an index on the field of the groups, the rollup's its own."""
     harness.catch_up()

@@ -39,6 +39,9 @@ from distributary.ports import (
 #: Records that one transaction reads for one rollup; groups with more in all are left pending.
 ROLLUP_RECORDS = 20_000
 
+#: Groups of one rollup that a transaction computes: many small ones take as long as a large one, and room in the cache.
+ROLLUP_GROUPS = 1_000
+
 #: A group with more records is left pending at once, so that it takes no room from others.
 LARGE_GROUP = 5_000
 
@@ -263,7 +266,7 @@ class Rollups:
         """Compute groups as long as they are small, and give those that were."""
         small = {each: key for each, key in groups.items() if (rollup.name, each) not in self._shunned}
         room, done = ROLLUP_RECORDS, set[Identity]()
-        for some in _chunks(list(small), QUERY_GROUPS):
+        for some in _chunks(list(small)[:ROLLUP_GROUPS], QUERY_GROUPS):
             keys = {each: small[each] for each in some}
             found = self._server.compute_within(rollup, list(keys.values()), room, self._session)
             if found is None:
