@@ -163,17 +163,17 @@ class Worker:
             reraise=True,
         )
         with _collector_off():
-            patient(self._backlog.count, self._parts.stores.outbox.held)
-            with self._publishing(), self._looking():
+            with self._publishing(patient), self._looking():
                 while not self._stop.is_set() and not patient(self._tail, goal):
                     continue
 
     @contextmanager
-    def _publishing(self) -> Iterator[None]:
+    def _publishing(self, patient: Retrying) -> Iterator[None]:
         """Publish beside the work, if anything is to be published."""
         if self._parts.new_publisher is None:
             yield
             return
+        patient(self._backlog.count, self._parts.stores.outbox.held)
         self._published = Publishing(
             self._parts.stores.outbox, self._parts.new_publisher(), self._backlog, self._observer
         )
