@@ -162,10 +162,9 @@ class Worker:
             before_sleep=self._tell,
             reraise=True,
         )
-        with _collector_off():
-            with self._publishing(patient), self._looking():
-                while not self._stop.is_set() and not patient(self._tail, goal):
-                    continue
+        with _collector_off(), self._publishing(patient), self._looking():
+            while not self._stop.is_set() and not patient(self._tail, goal):
+                continue
 
     @contextmanager
     def _publishing(self, patient: Retrying) -> Iterator[None]:
