@@ -317,6 +317,7 @@ class Assembled:
             pending_groups=self._pending().count(),
             refused=count_refused(databases.state, name),
             jobs=self.jobs().open(),
+            held=self.outbox().held(),
         )
 
     def _publisher(self) -> Publisher:

@@ -227,6 +227,8 @@ class Recording(Observer):
         self._letters_now.show(self._letters_shown(standing.letters))
         self._pending.set(standing.pending_groups)
         self._unpublishable.set(standing.refused)
+        if standing.held is not None:
+            self.waiting(standing.held)
         self._show_jobs(standing.jobs)
         if self._position is not None:
             self._show_lag(standing, self._position.time.time)

@@ -19,7 +19,7 @@ from tests.fault.test_kill import BURST, Stage
 from tests.harness import Harness
 
 #: Kills at random moments of one rebuild, replay or backfill, and at one step.
-KILLS, KILLS_AT_A_STEP = 20 * SOAK, 3 * SOAK
+KILLS, KILLS_AT_A_STEP = 12 * SOAK, 3 * SOAK
 
 #: Seconds after which a random kill comes at the latest, counted from the moment when the lease is held.
 LATEST = 0.6

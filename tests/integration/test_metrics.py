@@ -16,9 +16,9 @@ from tests.harness import Harness
 from tests.scraping import free_port, working
 
 MODULE = """
-    from distributary import DerivedCollection, transform
+    from distributary import DerivedCollection, Publish, transform, trigger
 
-    lines = DerivedCollection("lines", publish="LINES")
+    lines = DerivedCollection("lines")
     totals = DerivedCollection("totals")
 
     @transform("orders")
@@ -31,12 +31,16 @@ MODULE = """
     @transform("orders")
     def sums(order):
         yield totals.record(order["_id"], {"lines": len(order["skus"])})
+
+    @trigger("orders", operations=["insert"])
+    def placed(change):
+        yield Publish("placed", {"order": change.key})
 """
 
 
 @pytest.fixture
 def harness(databases: Databases, tmp_path: Path) -> Harness:
-    """Give a worker with two transforms, one of which yields what is published; there is no Pub/Sub."""
+    """Give a worker with two transforms, and a trigger that publishes; there is no Pub/Sub."""
     settings = {"http.port": str(free_port()), "dead_letters.max_in_window": "0"}
     return Harness(databases, tmp_path / "transformers", {"orders": MODULE}, settings)
 
@@ -49,6 +53,7 @@ def order(number: int, *skus: str) -> dict[str, Any]:
 def test_what_is_scraped_is_what_happened(harness: Harness, databases: Databases) -> None:
     """Changes, records, dead letters, jobs, lag and what is not published are those of what the test did."""
     orders = databases.raw["orders"]
+    harness.catch_up()
     orders.insert_many([order(number, "a") for number in range(20)])
     harness.catch_up()
     with working(harness) as worker:
@@ -75,7 +80,8 @@ def test_what_is_scraped_is_what_happened(harness: Harness, databases: Databases
         assert seen["batch_changes_sum", ()] == 4
         commits = seen["stage_seconds_count", ("commit",)]
         assert 1 <= commits == seen["batch_changes_count", ()] <= 4
-        assert seen["unpublished_events", ()] == databases.state["outbox"].count_documents({})
+        seen = worker.until(lambda seen: seen["unpublished_events", ()] == 22)
+        assert databases.state["outbox"].count_documents({}) == 22
         assert seen["unpublished_bytes", ()] > 0
         assert 0 <= seen["lag_seconds", ()] < 30
         assert seen["history_headroom_seconds", ()] > 0

@@ -48,7 +48,7 @@ from tests.property.trail import SOURCES, Trail
 from tests.tap import POINTS, Crash, Tap
 
 #: Stories that are told, of up to 25 rules each; a story takes about a second.
-STORIES = 30 * SOAK
+STORIES = 20 * SOAK
 
 ASIDE = "aside"
 

@@ -34,7 +34,7 @@ class Standing(NamedTuple):
     """What is looked up now and then: the ends of the source's history, and what is left to be done.
 
     `oldest` is None where the user may not see it. `letters` are the dead letters by transform, `refused` the events
-    that cannot be published, `jobs` those that are not done.
+    that cannot be published, `jobs` those that are not done, `held` what waits to be published.
     """
 
     newest: Timestamp
@@ -43,6 +43,7 @@ class Standing(NamedTuple):
     pending_groups: int
     refused: int
     jobs: Sequence[Job]
+    held: Held | None = None
 
 
 class Observer:
