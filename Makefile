@@ -9,7 +9,7 @@ LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs soak lock clean
+.PHONY: help demo test check dashboards bench docs soak lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: $(READY) ## Show everything working on this machine, with a MongoDB of its
 
 test: $(READY) ## Run the tests, with a MongoDB of their own (or the one in DISTRIBUTARY_TEST_URI)
 	$(PY) -m pytest -n 3 --dist worksteal $(ARGS)
+
+dashboards: $(READY) ## Check dashboard and alerts with Debian's prometheus, which has to be installed
+	DISTRIBUTARY_TEST_PROMETHEUS=1 $(PY) -m pytest tests/unit/test_deploy.py tests/integration/test_dashboard.py $(ARGS)
 
 check: $(READY) ## Check style, types, import directions and generated documentation
 	$(PY) -m ruff check

@@ -90,7 +90,9 @@ class Emulator:
     def stop(self, number: Signals = SIGTERM) -> None:
         """End its process; what it held is gone."""
         if not self._keeper:
-            pytest.skip(f"the emulator of {HOST_VARIABLE} is not ours to stop")
+            missing(
+                f"the one of {HOST_VARIABLE} is not ours to stop; leave the variable out, or run one of our own"
+            )
         self._keeper.end(self._pid, number)
 
     def leave(self) -> None:

@@ -1,7 +1,6 @@
 """A worker process whose endpoint is asked over HTTP."""
 
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +16,15 @@ from tests.harness import Harness
 Series = dict[tuple[str, tuple[str, ...]], float]
 
 
-def free_port() -> int:
-    """Give a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def get(port: int, path: str) -> tuple[int, str]:
+    """Ask a port of this machine over HTTP, and give status and body."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
 
 
 class Worker:
@@ -31,14 +34,8 @@ class Worker:
         self.process, self._port = process, port
 
     def get(self, path: str) -> tuple[int, str]:
-        """Ask, and give status and body; fails with what the process said when it has ended."""
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=10)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
+        """Ask, and give status and body."""
+        return get(self._port, path)
 
     def is_ready(self) -> bool:
         """Whether it answers, and is ready."""

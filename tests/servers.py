@@ -1,5 +1,7 @@
 """Servers that are not what a worker wants: one that asks for users, and one that is no replica set."""
 
+import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
@@ -17,6 +20,9 @@ ADMIN = "admin"
 PASSWORD = "secret-of-the-test"
 
 Privilege = Mapping[str, Any]
+
+#: Set where a missing Prometheus is a failure.
+PROMETHEUS_VARIABLE = "DISTRIBUTARY_TEST_PROMETHEUS"
 
 
 def free_port() -> int:
@@ -99,3 +105,13 @@ def _worked(attempt: Callable[[], Any]) -> Callable[[], bool]:
 def _answers(address: str) -> bool:
     with MongoClient[dict[str, Any]](address, directConnection=True, serverSelectionTimeoutMS=500) as client:
         return _worked(lambda: client.admin.command("ping"))()
+
+
+def prometheus_tool(name: str) -> str:
+    """Give a program of Debian's package `prometheus`; without it, `make dashboards` fails and other runs skip."""
+    binary = shutil.which(name)
+    if binary is None and os.environ.get(PROMETHEUS_VARIABLE):
+        pytest.fail(f"there is no {name}: install Debian's package prometheus")
+    return binary or pytest.skip(
+        f"there is no {name}: install Debian's package prometheus; `make dashboards` wants it"
+    )

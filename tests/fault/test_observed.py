@@ -11,7 +11,8 @@ from distributary.embedded import EmbeddedMongo
 from tests.conftest import embedded_or_skip, eventually
 from tests.fault.deployment import databases_of
 from tests.harness import Harness
-from tests.scraping import free_port, working
+from tests.scraping import working
+from tests.servers import free_port
 
 
 @pytest.fixture

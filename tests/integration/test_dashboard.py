@@ -1,11 +1,9 @@
 """Every query of the dashboard and of the alerts is answered by a real Prometheus that scrapes a worker under load."""
 
 import json
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
 from itertools import count
 from math import isnan
 from pathlib import Path
@@ -18,7 +16,8 @@ import yaml
 from distributary.embedded import Keeper
 from tests.conftest import Databases, eventually
 from tests.harness import Harness
-from tests.servers import free_port
+from tests.scraping import get
+from tests.servers import free_port, prometheus_tool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana/dashboards/distributary.json"
@@ -56,13 +55,7 @@ class Prometheus:
 
     def get(self, path: str) -> tuple[int, str]:
         """Ask, and give status and body."""
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=10)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
+        return get(self._port, path)
 
     def is_ready(self) -> bool:
         """Whether it answers queries."""
@@ -82,9 +75,7 @@ class Prometheus:
 @contextmanager
 def prometheus(folder: Path, target: int) -> Iterator[Prometheus]:
     """Run a Prometheus that scrapes a port of this machine every second and has the rules."""
-    binary = shutil.which("prometheus")
-    if binary is None:
-        pytest.skip("there is no Prometheus; Debian has it in the package prometheus")
+    binary = prometheus_tool("prometheus")
     folder.mkdir()
     jobs = [{"job_name": "shop", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}]
     settings = {"scrape_interval": "1s", "evaluation_interval": "1s"}

@@ -13,7 +13,8 @@ import pytest
 
 from tests.conftest import Databases, eventually
 from tests.harness import Harness
-from tests.scraping import free_port, working
+from tests.scraping import working
+from tests.servers import free_port
 
 MODULE = """
     from distributary import DerivedCollection, Publish, transform, trigger

@@ -13,6 +13,7 @@ import yaml
 
 from distributary.config import load
 from distributary.plugins import load as load_modules
+from tests.servers import prometheus_tool
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -136,9 +137,7 @@ def test_links_of_the_pages_lead_somewhere(page: str) -> None:
 
 def test_the_alerts_do_as_their_tests_say() -> None:
     """Prometheus' own tool finds the rules right and their tests passed."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("there is no promtool; Debian has it in the package prometheus")
+    promtool = prometheus_tool("promtool")
     for arguments in (["check", "rules", str(RULES)], ["test", "rules", str(RULES_TEST)]):
         done = subprocess.run([promtool, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
