@@ -281,6 +281,14 @@ def test_events_of_a_key_stay_in_order_when_requests_fail(
         assert_in_order(service.of(name))
 
 
+@pytest.mark.parametrize("verb", ["replay --from oldest", "backfill", "rebuild orders"])
+def test_what_nobody_is_told_cannot_be_published(databases: Databases, tmp_path: Path, verb: str) -> None:
+    """Without [pubsub] `--publish` is refused with its cure, before anything is asked of MongoDB."""
+    harness = Harness(databases, tmp_path / "transformers", settings={"source.uri": "mongodb://127.0.0.1:1/"})
+    said = harness.said(*verb.split(), "--publish", code=2)
+    assert "nothing is published here" in said
+
+
 class Kept:
     """A publisher that takes everything, and keeps the ordering keys."""
 

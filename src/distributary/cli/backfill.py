@@ -40,6 +40,8 @@ def command(
     config = open_config(config_path)
     plugged = registry(config)
     chosen = plugged.only_transforms(names).transforms
+    if publish:
+        refuse_unpublished(config, plugged, chosen)
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         jobs = backfills(chosen, assembled.checkpoint())
@@ -47,7 +49,6 @@ def command(
         if query is not None:
             jobs = [part(databases.raw, _single(jobs), query)]
         if publish:
-            refuse_unpublished(config, plugged, chosen)
             jobs += tellings(plugged, chosen)
         done = follow(assembled, jobs, "Deriving", as_json=as_json)
     if as_json:

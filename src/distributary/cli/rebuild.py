@@ -71,13 +71,13 @@ def command(
         return _drop(config, as_json=as_json)
     plugged = registry(config)
     chosen = plugged.only_transforms(names, "NAME").transforms
+    if publish:
+        refuse_unpublished(config, plugged, chosen)
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         job = rebuild(plugged, chosen, keep=keep, undo=undo)
         refuse_unknown(chosen, assembled.checkpoint())
         refuse_other_code(assembled, chosen)
-        if publish:
-            refuse_unpublished(config, plugged, chosen)
         jobs = [job, *(tellings(plugged, chosen) if publish else ())]
         done, *_ = follow(assembled, jobs, "Rebuilding", as_json=as_json)
     if as_json:

@@ -63,6 +63,8 @@ def command(
     config = open_config(config_path)
     plugged = registry(config)
     chosen = plugged.only_transforms(names).transforms
+    if publish:
+        refuse_unpublished(config, plugged, chosen)
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
         checkpoint = assembled.checkpoint()
@@ -71,8 +73,6 @@ def command(
         if dry_run:
             return _forecast(assembled, chosen, span, as_json=as_json)
         refuse_other_code(assembled, chosen)
-        if publish:
-            refuse_unpublished(config, plugged, chosen)
         job = replay(databases.raw, chosen, *span, publish=publish)
         (done,) = follow(assembled, [job], "Replaying", _UNIT, as_json=as_json)
     if as_json:
