@@ -3,7 +3,6 @@
 `--check` compares instead, and holds the pages against the tests that they name.
 """
 
-import json
 from collections.abc import Iterator
 from inspect import cleandoc
 from pathlib import Path
@@ -11,15 +10,20 @@ from typing import Literal, get_args, get_origin
 
 import click
 from check_guarantees import faults
+from check_log import faults as log_faults
 from pydantic import ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
 from distributary.cli import distributary
-from distributary.config import KEYS, SECTIONS, Key
+from distributary.config import KEYS, SECTIONS, Key, load
 from distributary.metrics import DECLARED, LABELS, Metric
 from distributary.operate.privileges import FIXES, NEEDS, Need, Role
+from distributary.operate.roles import roles, script
 
 REFERENCE = Path(__file__).parent / "reference"
+
+#: A configuration with the default names.
+EXAMPLE = Path(__file__).parents[1] / "deploy" / "distributary.toml"
 
 #: Columns of the help texts.
 WIDTH = 100
@@ -38,8 +42,9 @@ _CONFIGURATION = """\
 
 One TOML file, `./distributary.toml` or the one that `--config` names, and the environment over it. No file is
 needed when the environment says it all. Lists in a variable are JSON (`["a", "b"]`) or separated by commas
-(`a,b`). A secret may lie in a file of its own: `…_FILE` names it. `deploy/distributary.toml` is an example
-with every key. All faults are reported at once.
+(`a,b`). A secret may lie in a file of its own: `…_FILE` names it.
+[`deploy/distributary.toml`](../../deploy/distributary.toml) is an example with every key. All faults are
+reported at once.
 """
 
 _COMMAND_LINE = """\
@@ -141,42 +146,41 @@ _ROLE = """\
 
 ## A role
 
-For the database names of the default configuration, the source in `raw`, and one deployment; in `mongosh`:
+`distributary check --roles` prints a script for `mongosh` with the roles of a configuration, one for each of its
+connection strings, and with `--json` the `createRole` commands; it asks no server. For
+`deploy/distributary.toml`:
 
 ```javascript
 """
 
-#: What the table calls a resource, and the resource itself with the default names.
-_RESOURCES: dict[Role, tuple[str, dict[str, object]]] = {
-    Role.SOURCE: ("the source database", {"db": "raw", "collection": ""}),
-    Role.CLUSTER: ("the source's cluster", {"cluster": True}),
-    Role.OPLOG: ("`local.oplog.rs` of the source", {"db": "local", "collection": "oplog.rs"}),
-    Role.DERIVED: ("the derived database", {"db": "derived", "collection": ""}),
-    Role.STATE: ("the state database", {"db": "distributary", "collection": ""}),
+_AFTER = """\
+```
+
+The user has no other role; [Security](../security.md) shows how it is created. `distributary check` warns of roles that
+allow more. It lets pass the built-in roles `read` on the source database and `readWrite` on the derived and the state
+database, which are all that is needed but for what is optional on other databases.
+"""
+
+#: What the table calls the places of needs.
+_PLACES = {
+    Role.SOURCE: "the source database",
+    Role.CLUSTER: "the source's cluster",
+    Role.OPLOG: "`local.oplog.rs` of the source",
+    Role.DERIVED: "the derived database",
+    Role.STATE: "the state database",
 }
 
 
 def privileges() -> str:
     """Give the page of what the users must be allowed to do."""
-    return "".join([_PRIVILEGES, *map(_need, [*NEEDS, *FIXES]), _ROLE, _create_role(), "```\n"])
+    return "".join(
+        [_PRIVILEGES, *map(_need, [*NEEDS, *FIXES]), _ROLE, script(roles(load(EXAMPLE, {}))), _AFTER]
+    )
 
 
 def _need(need: Need) -> str:
     actions = ", ".join(f"`{each}`" for each in need.actions)
-    return f"| {_RESOURCES[need.role][0]} | {actions} | {'yes' if need.optional else ''} | {need.purpose} |\n"
-
-
-def _create_role() -> str:
-    granted = (
-        f"    {json.dumps({'resource': resource, 'actions': _actions(role)})},\n"
-        for role, (_, resource) in _RESOURCES.items()
-    )
-    head = 'db.getSiblingDB("admin").createRole({\n  role: "distributary",\n  privileges: [\n'
-    return "".join([head, *granted, "  ],\n  roles: [],\n})\n"])
-
-
-def _actions(role: Role) -> list[str]:
-    return list(dict.fromkeys(action for need in NEEDS if need.role is role for action in need.actions))
+    return f"| {_PLACES[need.role]} | {actions} | {'yes' if need.optional else ''} | {need.purpose} |\n"
 
 
 _METRICS = """\
@@ -238,11 +242,11 @@ PAGES = {
 @click.option(
     "--check",
     is_flag=True,
-    help="Write nothing; fail when a page is stale or names a test that does not exist.",
+    help="Write nothing; fail when a page is stale, names a test that does not exist or misses a line of the log.",
 )
 def generate(*, check: bool) -> None:
     """Write the reference pages from the code."""
-    if check and (wrong := list(faults())):
+    if check and (wrong := [*faults(), *log_faults()]):
         raise click.ClickException("\n".join(wrong))
     stale = [name for name, page in PAGES.items() if _is_stale(REFERENCE / name, page(), write=not check)]
     if check and stale:

@@ -36,30 +36,30 @@ from distributary.derive.trigger import Seen
 from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
 from distributary.events.envelope import Message
 from distributary.parts import is_parts, parts_of, shared_of
-from distributary.ports import (
-    Batch,
-    Behind,
-    Commit,
+from distributary.ports.events import Commit, Held, Put, Sent, UntoldChunk, Waiting
+from distributary.ports.records import Behind, RecordState, Shown
+from distributary.ports.rollups import Drained, Group, Marked
+from distributary.ports.sink import (
     Contrast,
-    Drained,
     Finish,
     FinishCopy,
     FinishMarking,
     FinishShowing,
-    Group,
-    Held,
-    Marked,
+    Others,
     Outcome,
-    ParkedChange,
-    Put,
-    RecordState,
-    Sent,
-    Shown,
-    Snapshot,
-    Start,
-    Waiting,
 )
-from distributary.state import Checkpoint, Job, JobKind, Letter, LetterKey, ParkedLetter, SlowTransform
+from distributary.ports.source import Batch, Snapshot, Start
+from distributary.ports.stores import ParkedChange
+from distributary.state import (
+    Checkpoint,
+    Job,
+    JobKind,
+    Letter,
+    LetterKey,
+    LetterKind,
+    ParkedLetter,
+    SlowTransform,
+)
 from distributary.testing.order import in_order
 
 Document = dict[str, Any]
@@ -283,6 +283,7 @@ class _Rows:
     events: dict[tuple[str, int, int], Waiting] = field(default_factory=dict)
     refused: dict[tuple[str, int, int], tuple[str, Waiting]] = field(default_factory=dict)
     again: dict[tuple[str, int, int], bool] = field(default_factory=dict)
+    untold: dict[int, tuple[str, str, Sequence[Any]]] = field(default_factory=dict)
 
 
 class Deployment:
@@ -570,7 +571,15 @@ class FakeShelf:
             for place in [place for place in self._records if place[0] == name]:
                 del self._records[place]
 
-    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Behind:
+    def compare(
+        self,
+        old: str,
+        new: str,
+        after: tuple[Any, ...],
+        limit: int,
+        found: Contrast,
+        others: Others | None = None,
+    ) -> Behind:
         """Compare all that is left, at once."""
         before, now = ({each["_id"]: each for each in self._next(name, after)} for name in (old, new))
         for key, each in now.items():
@@ -583,6 +592,12 @@ class FakeShelf:
                 found.equal += 1
         for key in before.keys() - now.keys():
             found.note("removed", key)
+        if others is not None:
+            others.differing.extend(
+                key for key in before | now if _fields(before.get(key)) != _fields(now.get(key))
+            )
+            kept = [key for key in now if _fields(before.get(key)) == _fields(now[key])]
+            others.moved.extend(key for key in kept if _owner(before[key]) != _owner(now[key]))
         return ()
 
     @property
@@ -593,6 +608,14 @@ class FakeShelf:
         low = in_order(after[0]) if after else LOWEST
         mine = [each for place, each in self._records.items() if place[0] == name]
         return sorted((each for each in mine if in_order(each["_id"]) > low), key=_in_order)
+
+
+def _fields(document: Document | None) -> Document | None:
+    return document and {name: value for name, value in document.items() if name != "_src"}
+
+
+def _owner(document: Document) -> Any:
+    return document["_src"].get("by"), identity(document["_src"].get("key"))
 
 
 @dataclass(frozen=True)
@@ -663,13 +686,29 @@ class FakeLetters:
         found = [self._mine().get(self._id(*key)) for key in keys]
         return [LetterKey(each.transform, each.key) for each in found if each]
 
-    def changes(self, trigger: str, keys: Sequence[Any] = ()) -> list[ParkedChange]:
-        """Give the changes that are parked for a trigger, in the source's order, without their contents."""
-        wanted = set(map(identity, keys))
+    def changes(self, trigger: str, key: Any) -> list[ParkedChange]:
+        """Give the changes of one document that are parked for a trigger, in the source's order, without contents."""
+        return [each for each in self._changes(trigger) if identity(each.seen.key) == identity(key)]
+
+    def tokens(self, trigger: str, keys: Sequence[Any] | None = None) -> dict[Identity, set[str]]:
+        """Give the positions of the changes that are parked for a trigger, by document."""
+        found: dict[Identity, set[str]] = {}
+        for each in self._changes(trigger):
+            found.setdefault(identity(each.seen.key), set()).add(each.seen.token)
+        wanted = found.keys() if keys is None else set(map(identity, keys))
+        return {document: tokens for document, tokens in found.items() if document in wanted}
+
+    def ready(self, trigger: str) -> list[Any]:
+        """Give the keys of documents of which the first parked change may be tried again."""
+        first: dict[Identity, ParkedChange] = {}
+        for each in self._changes(trigger):
+            first.setdefault(identity(each.seen.key), each)
+        return [each.seen.key for each in first.values() if each.due or each.kind is LetterKind.WAITING]
+
+    def _changes(self, trigger: str) -> list[ParkedChange]:
         found = [_parked_change(each) for each in self._mine().values() if each.change is not None]
         mine = [each for each in found if each.seen.trigger == trigger]
-        named = [each for each in mine if not keys or identity(each.seen.key) in wanted]
-        bare = [each._replace(seen=each.seen._replace(content=b"")) for each in named]
+        bare = [each._replace(seen=each.seen._replace(content=b"")) for each in mine]
         return sorted(bare, key=lambda each: each.seen.token)
 
     def change(self, key: LetterKey) -> ParkedChange | None:
@@ -753,9 +792,16 @@ class FakeOutbox:
             self.deployment.rows.events[key] = Waiting(key, of, message, len(message.data))
         return Put(Held(len(told), sum(len(message.data) for _, message in told)))
 
-    def next(self, limit: int, size: int) -> list[Waiting]:
+    def topics(self) -> list[str]:
+        """Give the topics that messages wait for."""
+        return sorted({each.message.topic for each in self._mine()})
+
+    def _mine(self) -> list[Waiting]:
+        return [each for key, each in sorted(self.deployment.rows.events.items()) if key[0] == self.worker]
+
+    def next(self, topic: str, limit: int, size: int) -> list[Waiting]:
         """Give the oldest messages."""
-        mine = [each for key, each in sorted(self.deployment.rows.events.items()) if key[0] == self.worker]
+        mine = [each for each in self._mine() if each.message.topic == topic]
         some: list[Waiting] = []
         for each in mine[:limit]:
             size -= each.size
@@ -766,9 +812,10 @@ class FakeOutbox:
         again.update({each.id: True for each in some if each.id in again})
         return some
 
-    def remove(self, first: Any, last: Any) -> None:
+    def remove(self, topic: str, first: Any, last: Any, left: Collection[Any] = ()) -> None:
         """Remove what was given of a range."""
-        given = [key for key in self.deployment.rows.events if self.deployment.rows.again.get(key, True)]
+        mine = [each.id for each in self._mine() if each.message.topic == topic and each.id not in left]
+        given = [key for key in mine if self.deployment.rows.again.get(key, True)]
         for key in [key for key in given if first <= key <= last]:
             removed = self.deployment.rows.events.pop(key)
             self._resolve(removed.of, removed.message, key)
@@ -801,8 +848,52 @@ class FakeOutbox:
 
     def held(self) -> Held:
         """Count what waits."""
-        mine = self.next(len(self.deployment.rows.events), 1 << 60)
-        return Held(len(mine), sum(each.size for each in mine))
+        return Held(len(self._mine()), sum(each.size for each in self._mine()))
+
+
+@dataclass(frozen=True)
+class FakeUntold:
+    """Keys to be told of in a `Deployment`, numbered."""
+
+    deployment: Deployment
+    worker: str
+
+    def note(self, shadow: str, keys: Sequence[Any], session: ClientSession) -> None:
+        """Keep keys."""
+        chunks = self.deployment.rows.untold
+        chunks[max(chunks, default=0) + 1] = (self.worker, shadow, list(keys))
+
+    def next(self, shadow: str, after: tuple[Any, ...]) -> UntoldChunk | None:
+        """Give the next keys."""
+        chunks = self.deployment.rows.untold
+        behind = after[0] if after else 0
+        mine = [
+            number for number in chunks if number > behind and chunks[number][:2] == (self.worker, shadow)
+        ]
+        return UntoldChunk((mine[0],), chunks[mine[0]][2]) if mine else None
+
+    def forget(self, shadow: str, session: ClientSession) -> None:
+        """Forget keys of one shadow."""
+        chunks = self.deployment.rows.untold
+        for number in [number for number in chunks if chunks[number][:2] == (self.worker, shadow)]:
+            del chunks[number]
+
+    def others(self, shadows: Collection[str]) -> bool:
+        """Whether there are keys of others."""
+        return bool(self._beside(shadows))
+
+    def keep(self, shadows: Collection[str], session: ClientSession) -> None:
+        """Forget keys of others."""
+        for number in self._beside(shadows):
+            del self.deployment.rows.untold[number]
+
+    def _beside(self, shadows: Collection[str]) -> list[int]:
+        chunks = self.deployment.rows.untold.items()
+        return [
+            number
+            for number, (worker, shadow, _) in chunks
+            if worker == self.worker and shadow not in shadows
+        ]
 
 
 def _message(event: Published) -> Message:
@@ -818,13 +909,14 @@ class FakeJobs:
 
     def ask(self, jobs: Sequence[Job], session: ClientSession | None = None) -> list[Job]:
         """Record jobs to be done."""
-        asked = [replace(job, id=ObjectId()) for job in jobs]
+        asked = [replace(job, id=job.id or ObjectId()) for job in jobs]
         self.deployment.rows.jobs.update({job.id: (self.worker, job) for job in asked})
         return asked
 
     def next(self) -> Job | None:
-        """Give the oldest job that is neither done nor paused."""
-        return next((job for job in self.open() if not job.paused), None)
+        """Give the oldest job that is neither done nor paused, nor behind one that is not done."""
+        left = {job.id for job in self.open()}
+        return next((job for job in self.open() if not job.paused and left.isdisjoint(job.behind)), None)
 
     def is_wanted(self, job_id: Any) -> bool:
         """Whether a job is to be gone on with."""
@@ -855,6 +947,11 @@ class FakeJobs:
         """Give the rebuilds that were cancelled."""
         mine = [job for worker, job in self.deployment.rows.jobs.values() if worker == self.worker]
         return [job for job in mine if job.kind is JobKind.REBUILD and job.cancelled]
+
+    def keeping(self) -> list[Job]:
+        """Give the rebuilds that keep something."""
+        mine = [job for worker, job in self.deployment.rows.jobs.values() if worker == self.worker]
+        return [job for job in mine if job.kind is JobKind.REBUILD and job.keep]
 
     def save(self, job: Job, session: ClientSession) -> bool:
         """Record progress."""
@@ -897,7 +994,7 @@ class FakeLease:
         self._hold()
         return True
 
-    def release(self) -> None:
+    def release(self, *, working: bool = False) -> None:
         """Give it back."""
         if self._mine():
             del self.leases.held[self.worker]

@@ -41,8 +41,9 @@ class Fault:
 class FaultyPubSub:
     """The service, on a port that stays the same when it is stopped and started.
 
-    Put what is to go wrong into `faults`. A message for which `refuses` holds makes its request invalid. `taken` has
-    what was accepted, in order. Topics exist when they are in `topics`; who asks may do what is in `permissions`.
+    Put what is to go wrong into `faults`. A message for which `refuses` holds makes its request invalid, and is
+    quoted. `taken` has what was accepted, in order. Topics exist when they are in `topics`; who asks may do what is in
+    `permissions`.
     """
 
     def __init__(self, topics: Sequence[str]) -> None:
@@ -121,8 +122,9 @@ class FaultyPubSub:
     def _take(self, topic: str, messages: Sequence[Received], context: grpc.ServicerContext) -> None:
         if topic not in self.topics:
             context.abort(grpc.StatusCode.NOT_FOUND, f"Resource not found (resource={topic}).")
-        if any(map(self.refuses, messages)):
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "A message is not what the topic takes.")
+        if refused := list(filter(self.refuses, messages)):
+            quoted = repr(refused[0].data)
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"The topic does not take the message {quoted}.")
         if len({each.ordering_key for each in messages}) > 1:
             context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, "All messages must have the same ordering key."

@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from threading import Thread
@@ -21,8 +22,10 @@ from distributary.config import Config, load
 from distributary.derive.registry import Registry
 from distributary.derive.rollup import Rollup
 from distributary.derive.transform import Failure, derive
-from distributary.engine.worker import Goal
+from distributary.engine.parts import Goal
 from distributary.errors import LeaseLost
+from distributary.operate.jobs import carry_out
+from distributary.operate.verify import Verification, Verifier
 from distributary.parts import is_parts, shared_of
 from distributary.testing.order import in_order
 from tests.conftest import Databases
@@ -109,6 +112,14 @@ class Harness:
         """Run a worker until it has caught up with now."""
         with self.assembled() as assembled:
             work(assembled, assembled.goal_of_now())
+
+    def verified(self, names: Collection[str] = (), *, repair: bool = False, **options: Any) -> Verification:
+        """Verify in this process; with `repair`, what differs is derived again."""
+        with self.assembled() as assembled:
+            if repair:
+                options["repair"] = partial(carry_out, assembled)
+            chosen = names or assembled.registry.transforms
+            return Verifier(assembled.sides(), chosen, assembled.watch(), **options).run()
 
     @contextmanager
     def assembled(self) -> Iterator[Assembled]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM, Signals
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 from uuid import uuid4
 
 import grpc
@@ -19,6 +19,7 @@ from benchmarks.emulator import command
 from distributary.embedded import Keeper
 from distributary.errors import EnvironmentFault
 from distributary.pubsub.limits import path_of
+from distributary.testing.server import missing
 from tests.conftest import eventually
 from tests.servers import free_port
 
@@ -91,7 +92,8 @@ class Emulator:
         """End its process; what it held is gone."""
         if not self._keeper:
             missing(
-                f"the one of {HOST_VARIABLE} is not ours to stop; leave the variable out, or run one of our own"
+                f"the one of {HOST_VARIABLE} is not ours to stop; leave the variable out, or run one of our own",
+                WANTED,
             )
         self._keeper.end(self._pid, number)
 
@@ -125,6 +127,9 @@ class Emulator:
         return True
 
 
+#: What is missing where these tests cannot run.
+WANTED = "a Pub/Sub emulator"
+
 _RECONNECT = (("grpc.max_reconnect_backoff_ms", 500),)
 
 
@@ -151,16 +156,9 @@ def emulator_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield running
 
 
-def missing(reason: str) -> NoReturn:
-    """Skip the test for want of an emulator; fail it where the environment variable CI is set."""
-    if os.environ.get("CI"):
-        pytest.fail(f"CI needs a Pub/Sub emulator: {reason}")
-    pytest.skip(f"no Pub/Sub emulator: {reason}")
-
-
 def _look() -> None:
     """Look whether an emulator can be run here."""
     try:
         command("", 0, _HEAP)
     except EnvironmentFault as fault:
-        missing(f"{fault} {HOST_VARIABLE} may name one that runs.")
+        missing(f"{fault} {HOST_VARIABLE} may name one that runs.", WANTED)

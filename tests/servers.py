@@ -1,28 +1,23 @@
 """Servers that are not what a worker wants: one that asks for users, and one that is no replica set."""
 
-import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from distributary.embedded import Keeper, find_mongod
+from distributary.testing.server import missing
 from tests.conftest import Client, eventually
-
-ADMIN = "admin"
-PASSWORD = "secret-of-the-test"
+from tests.least import ADMIN, PASSWORD
 
 Privilege = Mapping[str, Any]
-
-#: Set where a missing Prometheus is a failure.
-PROMETHEUS_VARIABLE = "DISTRIBUTARY_TEST_PROMETHEUS"
 
 
 def free_port() -> int:
@@ -33,8 +28,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def mongod(folder: Path, *options: str) -> Iterator[str]:
-    """Run one mongod with these options in an empty folder; gives `host:port` once it answers."""
+def mongod(folder: Path, *options: str, query: str = "") -> Iterator[str]:
+    """Run one mongod with these options in an empty folder; gives `host:port` once it answers who asks with `query`."""
     folder.mkdir(exist_ok=True)
     port = free_port()
     place = ["--dbpath", str(folder), "--bind_ip", "127.0.0.1", "--port", str(port), "--nounixsocket"]
@@ -44,7 +39,7 @@ def mongod(folder: Path, *options: str) -> Iterator[str]:
             [str(find_mongod()), *place, "--wiredTigerCacheSizeGB", "0.25", *options], folder / "mongod.log"
         )
         address = f"127.0.0.1:{port}"
-        eventually(lambda: _answers(address))
+        eventually(lambda: _answers(address, query))
         yield address
     finally:
         keeper.leave()
@@ -56,10 +51,12 @@ class Secured:
 
     address: str
     admin: Client
+    query: str = ""
 
     def uri(self, user: str, password: str = PASSWORD) -> str:
         """Give the connection string of a user."""
-        return f"mongodb://{user}:{password}@{self.address}/?replicaSet=rs0&serverSelectionTimeoutMS=5000"
+        query = f"replicaSet=rs0&serverSelectionTimeoutMS=5000{self.query}"
+        return f"mongodb://{user}:{password}@{self.address}/?{query}"
 
     def user(self, name: str, privileges: Sequence[Privilege]) -> str:
         """Create a user who may do exactly this, and give the user's connection string."""
@@ -69,22 +66,23 @@ class Secured:
 
 
 @contextmanager
-def secured(folder: Path) -> Iterator[Secured]:
-    """Run a replica set that asks for users."""
+def secured(folder: Path, *options: str, query: str = "") -> Iterator[Secured]:
+    """Run a replica set that asks for users; `query` are the options with which to connect, each behind an `&`."""
     folder.mkdir(exist_ok=True)
     key = folder / "key"
     key.write_text("a2V5IG9mIHRoZSB0ZXN0", encoding="utf-8")
     key.chmod(0o600)
-    with mongod(folder / "data", "--replSet", "rs0", "--keyFile", str(key)) as address:
-        _initiate(address)
-        uri = f"mongodb://{ADMIN}:{PASSWORD}@{address}/?replicaSet=rs0"
+    command = ("--replSet", "rs0", "--keyFile", str(key), *options)
+    with mongod(folder / "data", *command, query=query) as address:
+        _initiate(address, query)
+        uri = f"mongodb://{ADMIN}:{PASSWORD}@{address}/?replicaSet=rs0{query}"
         with MongoClient[dict[str, Any]](uri) as admin:
-            yield Secured(address, admin)
+            yield Secured(address, admin, query)
 
 
-def _initiate(address: str) -> None:
+def _initiate(address: str, query: str) -> None:
     """Make a replica set and its first user, which the server lets anyone on its own machine do."""
-    with MongoClient[dict[str, Any]](address, directConnection=True) as client:
+    with MongoClient[dict[str, Any]](f"mongodb://{address}/?directConnection=true{query}") as client:
         members = [{"_id": 0, "host": address}]
         client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
         eventually(lambda: client.admin.command("hello")["isWritablePrimary"])
@@ -102,16 +100,18 @@ def _worked(attempt: Callable[[], Any]) -> Callable[[], bool]:
     return worked
 
 
-def _answers(address: str) -> bool:
-    with MongoClient[dict[str, Any]](address, directConnection=True, serverSelectionTimeoutMS=500) as client:
+def _answers(address: str, query: str) -> bool:
+    uri = f"mongodb://{address}/?directConnection=true&serverSelectionTimeoutMS=500{query}"
+    with MongoClient[dict[str, Any]](uri) as client:
         return _worked(lambda: client.admin.command("ping"))()
 
 
 def prometheus_tool(name: str) -> str:
-    """Give a program of Debian's package `prometheus`; without it, `make dashboards` fails and other runs skip."""
-    binary = shutil.which(name)
-    if binary is None and os.environ.get(PROMETHEUS_VARIABLE):
-        pytest.fail(f"there is no {name}: install Debian's package prometheus")
-    return binary or pytest.skip(
-        f"there is no {name}: install Debian's package prometheus; `make dashboards` wants it"
-    )
+    """Give a program of Prometheus from the PATH or from `make prometheus`; without it, skip or fail in CI."""
+    fetched = Path(sys.prefix) / "prometheus/usr/bin"
+    binary = shutil.which(name) or shutil.which(name, path=fetched)
+    if binary is None:
+        missing(
+            f"there is no {name}; run `make prometheus`, or install Debian's package prometheus", "Prometheus"
+        )
+    return binary

@@ -9,20 +9,10 @@ from pymongo.client_session import ClientSession
 
 from distributary.change import Version
 from distributary.derive.plan import Desired
-from distributary.ports import (
-    Behind,
-    CheckpointStore,
-    Drained,
-    Finish,
-    FinishCopy,
-    FinishMarking,
-    FinishShowing,
-    Group,
-    Marked,
-    Outcome,
-    Shown,
-    Sink,
-)
+from distributary.ports.records import Behind, Shown
+from distributary.ports.rollups import Drained, Group, Marked
+from distributary.ports.sink import Finish, FinishCopy, FinishMarking, FinishShowing, Outcome, Sink
+from distributary.ports.stores import CheckpointStore
 from distributary.state import Checkpoint
 
 #: Where a commit may be interrupted, in its order.

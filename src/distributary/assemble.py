@@ -1,7 +1,7 @@
 """The composition root: the only file that names concrete classes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from secrets import token_hex
 from threading import Event
@@ -15,29 +15,35 @@ from pymongo.errors import PyMongoError
 from distributary import log, personal, plugins
 from distributary.change import CODEC
 from distributary.config import Config, PubSub
+from distributary.derive.naming import index_keys
 from distributary.derive.records import DerivedCollection
-from distributary.derive.registry import Registry, index_keys
+from distributary.derive.registry import Registry
 from distributary.derive.rollup import Rollup
 from distributary.engine import publishing
 from distributary.engine.begin import Wanted
-from distributary.engine.commit import Stores
 from distributary.engine.observer import SILENT, Observer, Phase, Standing
 from distributary.engine.pace import Limits
+from distributary.engine.parts import Goal, Parts, Settings
 from distributary.engine.pipeline import Bounds
 from distributary.engine.precedence import Precedence
 from distributary.engine.retry import Verdict, judge, passes, reason
 from distributary.engine.slow import Slow
-from distributary.engine.tenure import Tenure
+from distributary.engine.spans import UNTRACED, Spans
+from distributary.engine.telling import telling
+from distributary.engine.tenure import RENEWALS, Tenure
 from distributary.engine.triggers import Triggers
-from distributary.engine.worker import Goal, Parts, Settings, Worker
-from distributary.errors import LeaseLost
+from distributary.engine.work import Stores
+from distributary.engine.worker import Worker
+from distributary.errors import ConfigurationError, Fault, LeaseLost
 from distributary.events.envelope import Envelope, tables_of
+from distributary.health import Health
 from distributary.operate.positions import start_of
 from distributary.operate.sides import Sides
 from distributary.operate.tables import refuse_bad_models
 from distributary.operate.topics import Asked, published
 from distributary.operate.watch import Watch
-from distributary.ports import Publisher, Start
+from distributary.ports.events import Publisher
+from distributary.ports.source import Start
 from distributary.recording import Names, Recording
 from distributary.sink.collections import Indexes, prepare, prepare_rollups
 from distributary.sink.mongo import MongoSink
@@ -55,11 +61,19 @@ from distributary.store.lease import Holder, Lease
 from distributary.store.letters import Letters
 from distributary.store.outbox import MongoOutbox, count_refused
 from distributary.store.pending import Pending
+from distributary.store.processes import Processes
+from distributary.store.untold import MongoUntold
 
 logger = log.get_logger()
 
 #: Seconds before a process that could not get at the lease tries again.
 RETRY_SECONDS = 1.0
+
+#: Seconds between two words of a process about its health; more often where the lease is short.
+TELL_SECONDS = 2.0
+
+#: What to do where a package is missing for traces.
+TRACES_CURE = "Run `pip install 'distributary[traces]'`, or set traces.enabled = false."
 
 #: Seconds for which the position of a living worker may stand still, beyond those of an idle one.
 WATCH_SECONDS = 60.0
@@ -89,6 +103,14 @@ def connect(config: Config, elected: Callable[[], None] | None = None) -> Iterat
         )
 
 
+@contextmanager
+def connect_known(config: Config) -> Iterator[Databases]:
+    """Connect; raises `Failed` before anything of the state is read or written that a newer release wrote."""
+    with connect(config) as databases:
+        Checkpoints(databases.state).refuse_newer()
+        yield databases
+
+
 def _client(uri: str, listeners: Sequence[Elections]) -> MongoClient[Any]:
     return MongoClient(
         uri,
@@ -100,9 +122,31 @@ def _client(uri: str, listeners: Sequence[Elections]) -> MongoClient[Any]:
     )
 
 
-def recording(plugged: Registry) -> Recording:
+def recording(plugged: Registry, spans: Spans = UNTRACED) -> Recording:
     """Give what keeps the metrics of a process that runs what is plugged in."""
-    return Recording(Names.of(plugged, published(plugged)))
+    return Recording(Names.of(plugged, published(plugged)), spans=spans)
+
+
+@contextmanager
+def tracing(config: Config, left: Callable[[], float]) -> Iterator[Spans]:
+    """Give what makes spans of the work; raises `ConfigurationError` where that is asked for and cannot be.
+
+    `left` gives the seconds that there are, in the end, for sending the last ones.
+    """
+    if not config.traces.enabled:
+        yield UNTRACED
+        return
+    try:
+        from distributary.exporting import Exporting  # noqa: PLC0415 - its packages are an extra
+        from distributary.tracing import Tracing  # noqa: PLC0415 - its packages are an extra
+
+        exporting = Exporting()
+    except ImportError as error:
+        raise ConfigurationError([Fault("traces.enabled", f"{error}.", TRACES_CURE)]) from error
+    try:
+        yield Tracing(exporting.tracer, config.worker.name, config.source.database, config.derived.database)
+    finally:
+        exporting.close(left())
 
 
 def registry(config: Config) -> Registry:
@@ -141,6 +185,7 @@ class Assembled:
     registry: Registry
     stop: Event = field(default_factory=Event)
     observer: Observer = SILENT
+    called: str = field(init=False, default="")
     slow: Slow = field(init=False)
     commits: Precedence = field(init=False, default_factory=Precedence)
     _tenure: Tenure | None = field(init=False, default=None)
@@ -152,7 +197,20 @@ class Assembled:
         """Give what waits for the lease and works under it."""
         worker = self.config.worker
         lease = Lease(self.databases.state, worker.name, worker.lease_seconds)
+        self.called = lease.me
         return Tenure(lease, worker.lease_seconds, self.stop, self.slow.tell, self.observer)
+
+    def telling(self, health: Health) -> AbstractContextManager[None]:
+        """Let `status` know what the process says of its health, until the end of the block."""
+        worker = self.config.worker
+        every = min(TELL_SECONDS, worker.lease_seconds / RENEWALS)
+        word = Processes(self.databases.state, worker.name, every)
+        return telling(
+            lambda: word.tell(self.called, health.healthy().why, health.ready().why),
+            word.leave,
+            every,
+            lambda: (self.called, health.phase),
+        )
 
     def work(self, tenure: Tenure, goal: Goal) -> None:
         """Work as the holder of the lease until the goal is reached, the lease is lost or `stop` is set."""
@@ -162,9 +220,10 @@ class Assembled:
             stores = Stores(
                 self.sink(session),
                 checkpoints,
-                Letters(databases.state, name),
+                Letters(databases.state, name, values=self.config.dead_letters.values),
                 Jobs(databases.state, name),
                 self.outbox(),
+                self._untold(),
             )
             code = {name: each.fingerprint for name, each in self.registry.transforms.items()}
             tenure.lease.announce(session.session_id, code)
@@ -192,7 +251,18 @@ class Assembled:
             tables=tables_of(self.published.values()),
         )
         reference = settings is not None and settings.too_large == "reference"
-        return MongoOutbox(self.databases.state, worker, envelope, self.published, reference=reference)
+        return MongoOutbox(
+            self.databases.state,
+            worker,
+            envelope,
+            self.published,
+            reference=reference,
+            values=self.config.dead_letters.values,
+        )
+
+    def _untold(self) -> MongoUntold:
+        """Give what holds the keys that a rebuild has to tell of."""
+        return MongoUntold(self.databases.state, self.config.worker.name)
 
     def serve(self, goal: Goal) -> None:
         """Hold the lease and work, until the goal is reached or `stop` is set; who loses the lease stands by again."""
@@ -364,6 +434,8 @@ class Assembled:
         self._pending().prepare()
         Letters(self.databases.state, self.config.worker.name).prepare()
         Jobs(self.databases.state, self.config.worker.name).prepare()
+        if self.published:
+            self._untold().prepare()
         if self.registry.triggers or self.published:
             self.outbox().prepare()
 

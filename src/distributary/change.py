@@ -12,6 +12,7 @@ from bson.binary import Binary, UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.errors import InvalidBSON
+from bson.raw_bson import RawBSONDocument
 
 from distributary.errors import PositionLost
 
@@ -26,6 +27,9 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
 
 #: The same for documents with a UUID that is none: those stay `Binary`, all of the document's.
 LENIENT = CODEC.with_options(uuid_representation=UuidRepresentation.UNSPECIFIED)
+
+#: The same, with the fields decoded only when they are asked for.
+RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 #: A key in the form in which two keys are equal exactly when MongoDB says so; see `identity`.
 Identity = Hashable

@@ -257,6 +257,8 @@ class EmbeddedMongo:
     a shared machine (a cache of 0.25 GB, no diagnostic data).
     """
 
+    _member = Member
+
     def __init__(
         self,
         folder: Path | None = None,
@@ -337,7 +339,7 @@ class EmbeddedMongo:
         """Start a member on a free port, and on another one when that was taken meanwhile."""
         for _ in range(_PORT_ATTEMPTS):
             port = _free_port() if self._port is None else self._port + index
-            member = Member(keeper, mongod, self.folder / str(index), port, self._options)
+            member = self._member(keeper, mongod, self.folder / str(index), port, self._options)
             try:
                 member.start()
             except EnvironmentFault:

@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from threading import BoundedSemaphore, Thread, Timer
+from threading import BoundedSemaphore, Lock, Thread, Timer
 from typing import Any, NamedTuple, cast
 
+from distributary.engine.news import News
 from distributary.errors import EnvironmentFault
+from distributary.log import get_logger
+from distributary.quoting import of_error
+
+log = get_logger()
 
 #: Seconds for sending a request and taking its answer, and requests at a time, at most.
 REQUEST_SECONDS = 5.0
@@ -27,8 +32,15 @@ class Page(NamedTuple):
     body: bytes
 
 
+_NOT_MADE = Page(
+    HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", b"This page failed; the log has why.\n"
+)
+
+
 class Endpoint:
     """Serves pages by their paths, each made when it is asked for, from threads of its own; nothing can be changed.
+
+    A page that cannot be made is answered with 500, and the log has why.
 
     Listens from its construction on; raises `EnvironmentFault` where it cannot. Port 0 is any that is free.
     """
@@ -67,6 +79,34 @@ def _refused(host: str, port: int, error: OSError) -> EnvironmentFault:
     )
 
 
+class _Maker:
+    """Makes one page for any thread; what that raises is logged when it begins and once a minute."""
+
+    def __init__(self, path: str, make: Callable[[], Page]) -> None:
+        self._path = path
+        self._make = make
+        self._news = News()
+        self._lock = Lock()
+
+    def page(self) -> Page:
+        """Give the page, or one that says where to look for what kept it from being made."""
+        try:
+            page = self._make()
+        except Exception as error:  # noqa: BLE001 - a fault in one page neither passes unseen nor ends the worker
+            self._tell(error)
+            return _NOT_MADE
+        with self._lock:
+            self._news.ends()
+        return page
+
+    def _tell(self, error: Exception) -> None:
+        with self._lock:
+            is_news = self._news.is_news()
+        if is_news:
+            what, trace = of_error(error, error.__traceback__)
+            log.error("page not made", path=self._path, error=what, traceback=trace)
+
+
 class _Server(ThreadingHTTPServer):
     """A bounded number of requests at a time; more are turned away."""
 
@@ -74,7 +114,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> None:
-        self.pages = pages
+        self.pages = {path: _Maker(path, make) for path, make in pages.items()}
         self._room = BoundedSemaphore(REQUESTS)
         self.address_family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         super().__init__(cast("tuple[str, int]", address), _Handler)
@@ -138,11 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         pages = cast("_Server", self.server).pages
-        make = pages.get(self.path.partition("?")[0])
-        if make is None:
+        maker = pages.get(self.path.partition("?")[0])
+        if maker is None:
             self.send_error(HTTPStatus.NOT_FOUND, f"There are {', '.join(sorted(pages))}")
             return
-        page = make()
+        page = maker.page()
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(page.body)))

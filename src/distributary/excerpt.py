@@ -9,9 +9,7 @@ from typing import Any
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 
-from distributary.change import CODEC, decoded
-
-_LAZY = CODEC.with_options(document_class=RawBSONDocument)
+from distributary.change import RAW, decoded
 
 #: Where the key's value starts: behind the document's length, the type byte and the name.
 _NAME = slice(5, 9)
@@ -26,7 +24,7 @@ _SIZED = {2: 4, 3: 0, 5: 5}
 
 def excerpt(document: bytes, names: Collection[str]) -> dict[str, Any]:
     """Give the named top-level fields of a document, as far as it has them; what lies in others is not decoded."""
-    lazily = RawBSONDocument(document, _LAZY)
+    lazily = RawBSONDocument(document, RAW)
     try:
         return {name: _decoded(lazily[name]) for name in names if name in lazily}
     except InvalidBSON:  # binary that is called a UUID and is none, in whatever field

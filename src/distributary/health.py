@@ -67,6 +67,7 @@ class Health(Observer):
         self._beats: dict[Part, _Beat] = {}
         self._explained: dict[Part, float] = {}
         self._phase, self._why, self._since = Phase.STARTING, "", clock()
+        self._blocked = ""
 
     @property
     def phase(self) -> Phase:
@@ -84,11 +85,16 @@ class Health(Observer):
 
     def enter(self, phase: Phase, why: str = "") -> None:
         """Note where the process is; from `stopping` it goes nowhere else."""
+        self._blocked = ""
         if self._phase is Phase.STOPPING or (self._phase, self._why) == (phase, why):
             return
         if self._phase is not phase:
             self._since = self._clock()
         self._phase, self._why = phase, without_credentials(why)
+
+    def blocked(self, why: str) -> None:
+        """Note why nothing is committed for now, though the process does its share."""
+        self._blocked = why
 
     def healthy(self) -> Verdict:
         """Say no when a restart would help: a part made no step for long, and nothing explains that."""
@@ -102,12 +108,17 @@ class Health(Observer):
         """Say yes when the process works, or stands by and could take over."""
         good = self._phase in _READY
         reason = _READY.get(self._phase, f"not ready: {self._phase.value}")
-        if self._why and not good:
-            reason = f"{reason}, {self._why}"
+        if why := self._blocked or ("" if good else self._why):
+            reason = f"{reason}, {why}"
         return Verdict(good, {"ready": good, "reason": reason, **self._told()})
 
     def _told(self) -> dict[str, Any]:
-        return {"phase": self._phase.value, "phase_seconds": round(self._clock() - self._since, 1)}
+        seconds = round(self._clock() - self._since, 1)
+        return {
+            "phase": self._phase.value,
+            "phase_seconds": seconds,
+            "why": self._blocked or self._why or None,
+        }
 
     def _part(self, part: Part, beat: _Beat) -> dict[str, Any]:
         silent = self._clock() - beat.time

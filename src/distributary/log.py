@@ -1,4 +1,7 @@
-"""The log: lines for people or JSON for machines, on stderr, in UTC, without credentials."""
+"""The log: lines for people or JSON for machines, on stderr, in UTC, without credentials.
+
+What quotes a document is a `Quoting`; the log shows its bare form, unless it was asked for the values.
+"""
 
 import json
 import os
@@ -10,6 +13,8 @@ import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from distributary.quoting import Quoting, bare
+
 #: What stands between the scheme of a connection string and its hosts.
 _CREDENTIALS = re.compile(r"(mongodb(?:\+srv)?://)[^\s\"'<>]*@")
 
@@ -18,14 +23,18 @@ def configure(
     format: Literal["text", "json"] = "text",  # noqa: A002 - the name of the key, `log.format`
     level: Literal["debug", "info", "warning", "error"] = "info",
     stream: TextIO | None = None,
+    *,
+    values: bool = False,
 ) -> None:
     """Send the log to a stream (default: stderr), for the whole process, from the next line on."""
     target = stream or sys.stderr
+    _shown.values = values
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+            _without_values,
             *(_machine() if format == "json" else _people(target)),
             _scrubbed,
         ],
@@ -38,6 +47,24 @@ def configure(
 def get_logger(**context: object) -> FilteringBoundLogger:
     """Give a logger; its first argument is the line's action: `log.info("batch committed", changes=12)`."""
     return cast("FilteringBoundLogger", structlog.get_logger(**context))
+
+
+class _Shown:
+    """What the log shows, for the whole process."""
+
+    values = False
+
+
+_shown = _Shown()
+
+
+def shown(text: str) -> str:
+    """Give a text as the log shows it: with what it quotes of documents, or without."""
+    return str(text) if _shown.values else bare(text)
+
+
+def _without_values(_: WrappedLogger, __: str, line: EventDict) -> EventDict:
+    return {name: shown(value) if isinstance(value, Quoting) else value for name, value in line.items()}
 
 
 def without_credentials(text: str) -> str:

@@ -27,8 +27,10 @@ from distributary.derive.collect import (
     rollups_beside,
     trigger_mark_of,
 )
+from distributary.derive.faults import faults
 from distributary.derive.fingerprint import Module
-from distributary.derive.registry import Found, Marked, Registry, build, faults, rollups_over
+from distributary.derive.found import Found, Marked
+from distributary.derive.registry import Registry, build, rollups_over
 from distributary.derive.transform import Function, Transform
 from distributary.derive.trigger import Trigger
 from distributary.derive.uses import misuses

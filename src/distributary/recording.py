@@ -15,10 +15,12 @@ from distributary.change import Position
 from distributary.derive.registry import Registry
 from distributary.engine.looking import LOOK_SECONDS
 from distributary.engine.observer import Observer, Part, Phase, Standing
+from distributary.engine.spans import UNTRACED, Spans
 from distributary.forecast import Forecast
 from distributary.health import Health
 from distributary.parts import is_parts, shared_of
-from distributary.ports import Held, Outcome, Sent, Waiting
+from distributary.ports.events import Held, Sent, Waiting
+from distributary.ports.sink import Outcome
 from distributary.state import Job, Letter
 
 #: The label of whatever has no name of its own: shadows that a rebuild fills, and what is no longer plugged in.
@@ -92,7 +94,9 @@ class Recording(Observer):
         names: Names,
         health: Health | None = None,
         clock: Callable[[], float] = monotonic,
+        spans: Spans = UNTRACED,
     ) -> None:
+        self.spans = spans
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the number of series
         self.registry = registry = CollectorRegistry()
         self.health = health or Health()
@@ -156,6 +160,10 @@ class Recording(Observer):
             if self._opened:
                 self._reconnects.inc()
             self._opened = True
+
+    def blocked(self, why: str) -> None:
+        """See `Health`."""
+        self.health.blocked(why)
 
     def held(self, *, lease: bool) -> None:
         """Show that the process holds the lease; without it, forget what only its holder knows."""

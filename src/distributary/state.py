@@ -12,7 +12,7 @@ from distributary.change import Position, Version
 from distributary.parts import parts_of
 
 #: The format of what is written to the state database; a checkpoint of a newer one is refused.
-FORMAT = 3
+FORMAT = 4
 
 BEGINNING = Timestamp(0, 0)
 
@@ -112,7 +112,7 @@ class Checkpoint:
     the stream reaches later. `watched` are the collections that the stream's filter names. `detached` are
     the source collections that were dropped or renamed away, with the time of it. `revision` counts the
     commits: each one writes over the one before it or fails. `rollups` are the fingerprints of those that are built.
-    `triggers` is None until the worker has triggers.
+    `triggers` is None until the worker has triggers. `torn` says that changes of the position's cluster time follow.
     """
 
     worker: str
@@ -127,6 +127,16 @@ class Checkpoint:
     rebuilding: Rebuilding | None = None
     rollups: Mapping[str, str] = field(default_factory=dict)
     triggers: TriggerStream | None = None
+    torn: bool = False
+
+    @property
+    def is_level(self) -> bool:
+        """Whether records show the source exactly as of the position's cluster time."""
+        return self.ahead <= self.position.time and not self.torn
+
+    def has_passed(self, time: Timestamp) -> bool:
+        """Whether everything of the source up to a cluster time is committed."""
+        return self.position.time > time or (self.position.time == time and not self.torn)
 
     @property
     def version(self) -> Version:
@@ -138,9 +148,9 @@ class Checkpoint:
         """The names of the shadows, by those of the collections that they belong to."""
         return {name: each.name for name, each in self.rebuilding.shadows.items()} if self.rebuilding else {}
 
-    def moved(self, position: Position) -> "Checkpoint":
+    def moved(self, position: Position, *, torn: bool = False) -> "Checkpoint":
         """Give the checkpoint at a later position."""
-        return replace(self, position=position)
+        return replace(self, position=position, torn=torn)
 
     def seen(self, time: Timestamp) -> "Checkpoint":
         """Give the checkpoint after records were committed that show the source at `time`."""
@@ -214,6 +224,9 @@ SWAP = "swap/"
 #: The stage of a job that sends events again that were refused.
 EVENTS = "events"
 
+#: What the stage of a job begins with that tells of the records that a shadow had otherwise; its name follows.
+UNTOLD = "untold/"
+
 
 class JobKind(StrEnum):
     """What a job does.
@@ -223,7 +236,8 @@ class JobKind(StrEnum):
     back what was kept of them, and `drop` removes those that no transform names any more. `rollup` lets all groups of
     the rollup that is its `source` be computed, or those in `keys`. `publish` tells of all records of the derived
     collection that is its `source`, or of those in `keys`; at the stage "events" it sends events of the trigger that is
-    its `source` again, `keys` being the ids of their letters.
+    its `source` again, `keys` being the ids of their letters, and at a stage "untold/SHADOW" it tells of the records
+    that differed when the shadow took the collection's place.
     """
 
     BACKFILL = "backfill"
@@ -252,7 +266,8 @@ class Job:
     A backfill takes only documents that match `only`, if that is given. A replay reads the history behind the token
     in `after`, and `span` says from when until when. A rebuild reads several sources, `source` being the one at hand;
     with `keep` it copies the old collections aside first, and `report` has what it found. With `publish`, a replay
-    tells of all records that it comes to; without it, of none.
+    tells of all records that it comes to, and a rebuild of those that change; without it, of none. A job waits until
+    those that it is `behind` are done, and is cancelled with any of them.
     """
 
     id: Any
@@ -281,6 +296,7 @@ class Job:
     until: tuple[Any, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
     publish: bool = False
+    behind: tuple[Any, ...] = ()
 
 
 class SlowTransform(NamedTuple):

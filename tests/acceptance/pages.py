@@ -27,7 +27,7 @@ import pytest
 URI = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
 
 #: Seconds that a page may take.
-PATIENCE = 100
+PATIENCE = 300
 
 #: What stands between the outputs of two steps, around the exit code of the first.
 _MARK = "\x1e"

@@ -1,8 +1,8 @@
-"""Bad input of every kind, given to the command line as a user gives it: a clear outcome and never a crash."""
+"""Bad input of every kind: a clear outcome and never a crash, on the command line where a user reads it there."""
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ from distributary.operate.privileges import NEEDS, Role
 from distributary.store.letters import StoredLetter
 from tests.conftest import Databases
 from tests.harness import Harness
-from tests.servers import PASSWORD, Secured, mongod, secured
+from tests.least import PASSWORD
+from tests.servers import Secured, mongod, secured
 
-#: Seconds of server selection that the tests ask for, and what a process takes besides.
-SELECTION, PROCESS = 2, 8
+#: Seconds of server selection that the tests ask for, and what a process takes besides; less than the driver's own 30.
+SELECTION, PROCESS = 2, 25
 
 MODULE = """
     from bson import Regex
@@ -204,7 +205,7 @@ def test_no_transforms(harness: Harness) -> None:
         pytest.param(
             "yield parts.record({'a': Regex('x')}, {'b': 1}); 1 / 0", ["ZeroDivision"], id="half way"
         ),
-        pytest.param("order['_id'] = 9; raise ValueError(order['_id'])", ["9"], id="forges the key"),
+        pytest.param("order['_id'] = 9; raise ValueError(order['_id'])", ["ValueError"], id="forges the key"),
     ],
 )
 def test_a_bad_transform_parks_its_documents(harness: Harness, bad: str, words: list[str]) -> None:
@@ -212,7 +213,7 @@ def test_a_bad_transform_parks_its_documents(harness: Harness, bad: str, words: 
     harness.write({"tried": MODULE.format(bad=bad)})
     harness.settings = {"worker.max_records": "50"}
     harness.databases.raw.orders.insert_many([{"_id": "a"}, {"_id": "b", "bad": True}, {"_id": "c"}])
-    caught_up(harness)
+    harness.catch_up()
     (letter,) = [each.letter for each in letters(harness).values()]
     assert (letter.transform, letter.source, letter.key) == ("tried", "orders", "b")
     assert all(word in letter.reason for word in words), letter.reason
@@ -237,7 +238,7 @@ def test_a_record_that_the_server_refuses_is_parked_alone(harness: Harness) -> N
     """A unique index of the user's parks one document, and the rest of the batch is written."""
     harness.databases.derived.parts.create_index("is", unique=True)
     harness.databases.raw.orders.insert_many([{"_id": n, "is": n} for n in range(5)] + [{"_id": 9, "is": 3}])
-    caught_up(harness)
+    harness.catch_up()
     (letter,) = [each.letter for each in letters(harness).values()]
     assert letter.kind == "refused"
     assert letter.key in {3, 9}
@@ -267,14 +268,14 @@ def test_a_transform_that_changes_its_document_harms_no_other(harness: Harness, 
         harness.write(modules)
         harness.databases.raw.orders.delete_many({})
         harness.databases.raw.orders.insert_many(documents)
-        caught_up(harness)
+        harness.catch_up()
     harness.databases.raw.orders.update_many({}, {"$set": {"x": 1}})
-    caught_up(harness)
+    harness.catch_up()
     assert not letters(harness)
     parts = list(harness.databases.derived.parts.find({}, {"_src": 0}).sort("_id", 1))
     assert parts == documents
     assert harness.databases.derived.seen.count_documents({}) == len(documents)
-    assert distributary(harness, "verify").code == 0
+    assert harness.verified().equal
 
 
 # --- documents ----------------------------------------------------------------------------------------------
@@ -310,12 +311,12 @@ def test_odd_documents_are_derived(harness: Harness, when: str) -> None:
     """Dates outside Python's range, odd keys, dots and dollars go through unchanged, on every way in."""
     orders = harness.databases.raw.orders
     if when != "scanned":
-        caught_up(harness)
+        harness.catch_up()
     orders.insert_many(ODD)
     if when == "updated":
-        caught_up(harness)
+        harness.catch_up()
         orders.update_many({}, {"$set": {"more": 1}})
-    caught_up(harness)
+    harness.catch_up()
     assert not letters(harness)
     expected = [encode({"_id": each["_id"], "is": each["is"]}) for each in orders.find()]
     assert sorted(_without_origin(harness)) == sorted(expected)
@@ -331,14 +332,14 @@ def test_invalid_utf8_is_parked_where_it_would_be_stored(harness: Harness, when:
     harness.settings = {"worker.scan_documents": "1"}
     orders = harness.databases.raw.orders
     if when != "scanned":
-        caught_up(harness)
+        harness.catch_up()
     orders.insert_one(raw_string("value", b"\xff\xfe"))
     orders.insert_one(raw_string("key", b"fine", key=b"k\xff"))
     orders.insert_one({"_id": "fine", "is": 1})
     if when == "updated":
-        caught_up(harness)
+        harness.catch_up()
         orders.update_many({}, {"$set": {"more": 1}})
-    caught_up(harness)
+    harness.catch_up()
     reasons = [each.letter.reason for each in letters(harness).values()]
     assert len(reasons) == 2, reasons
     assert any("cannot be stored as BSON" in each for each in reasons)
@@ -383,28 +384,18 @@ def test_unsuitable_sources_are_refused(harness: Harness, options: dict[str, Any
     assert harness.databases.derived.list_collection_names() == []
 
 
-Edit = Callable[[Any], object]
-
-
-@pytest.mark.parametrize(
-    ("edit", "word"),
-    [
-        pytest.param(lambda parts: parts.delete_one({"_id": 3}), "missing", id="removed"),
-        pytest.param(lambda parts: parts.update_one({"_id": 3}, {"$set": {"is": 9}}), "stale", id="changed"),
-        pytest.param(lambda parts: parts.insert_one({"_id": 99}), "orphaned", id="added"),
-        pytest.param(
-            lambda parts: parts.update_one({"_id": 3}, {"$unset": {"_src": 1}}), "", id="origin removed"
-        ),
-    ],
-)
-def test_edits_by_hand_are_found_and_repaired(harness: Harness, edit: Edit, word: str) -> None:
-    """`verify` names the difference with exit 1, `--repair` restores it."""
+def test_edits_by_hand_are_found_and_repaired(harness: Harness) -> None:
+    """`verify` names each difference with exit 1, `--repair` restores what was there."""
     harness.databases.raw.orders.insert_many([{"_id": n, "is": n} for n in range(5)])
-    caught_up(harness)
-    edit(harness.databases.derived.parts)
+    harness.catch_up()
+    parts = harness.databases.derived.parts
+    parts.delete_one({"_id": 1})
+    parts.update_one({"_id": 2}, {"$set": {"is": 9}})
+    parts.update_one({"_id": 3}, {"$unset": {"_src": 1}})
+    parts.insert_one({"_id": 99})
     found = distributary(harness, "verify")
     assert found.code == 1, found.err
-    assert word in found.out
+    assert "different: 1 missing, 2 stale, 1 orphaned" in found.out
     repaired = distributary(harness, "verify", "--repair")
     assert repaired.code == 0, repaired.out + repaired.err
     assert distributary(harness, "verify").code == 0

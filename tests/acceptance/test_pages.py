@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from distributary.testing.server import embedded_or_skip
 from tests.acceptance import pages
-from tests.conftest import embedded_or_skip
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = [DOCS / "transforms.md", *sorted((DOCS / "tasks").glob("*.md"))]
+PAGES = [
+    DOCS / "start.md",
+    DOCS / "transforms.md",
+    DOCS / "upgrade.md",
+    *sorted((DOCS / "tasks").glob("*.md")),
+]
 
 #: A history that can be outgrown in a second.
 SMALL = ["--oplogSize", "1", "--syncdelay", "1"]

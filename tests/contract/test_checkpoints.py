@@ -7,7 +7,7 @@ from bson import Timestamp
 
 from distributary.change import Position
 from distributary.errors import CheckpointMoved, LeaseLost
-from distributary.ports import CheckpointStore
+from distributary.ports.stores import CheckpointStore
 from distributary.state import Built, Gap, TriggerStream
 from distributary.store.checkpoints import Checkpoints
 from tests.conftest import Client, Databases

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
-from bson import Timestamp
+from bson import ObjectId, Timestamp
 
-from distributary.ports import JobStore
+from distributary.ports.stores import JobStore
 from distributary.state import SWAP, Job, JobKind
 from distributary.store.jobs import Jobs
 from tests.conftest import Client, Databases
@@ -57,6 +58,20 @@ class JobStoreContract:
         first = store.next()
         assert first is not None
         assert first.source == "a"
+
+    def test_a_job_waits_for_those_in_front_of_it(self, store: JobStore, transaction: Transaction) -> None:
+        """Until they are done; others go on meanwhile."""
+        first, second = (replace(job(name), id=ObjectId()) for name in ("a", "b"))
+        _, _, last = store.ask([first, second, replace(job("c"), behind=(first.id, second.id))])
+        (other,) = store.ask([job("d")])
+        assert last.behind == (first.id, second.id)
+        for done, following in ((first, second), (second, last), (last, other)):
+            assert (found := store.next()) is not None
+            assert found.id == done.id
+            with transaction() as session:
+                store.save(replace(done, done=True), session)
+            assert (found := store.next()) is not None
+            assert found.id == following.id
 
     def test_progress_is_kept(self, store: JobStore, transaction: Transaction) -> None:
         """A job goes on where it was saved, and one that is done is not open any more."""
@@ -163,6 +178,20 @@ class TestMongoJobs(JobStoreContract):
         assert not jobs.cancel(second.id)
         assert [each.id for each in jobs.open()] == [second.id]
         assert [each.id for each in jobs.declined()] == [first.id]
+
+    def test_rebuilds_that_keep_are_known(
+        self, databases: Databases, make: Make, transaction: Transaction
+    ) -> None:
+        """With the ids of what they kept, also once they are done; those of another worker are not among them."""
+        make("w")
+        jobs = Jobs(databases.state, "w")
+        keeping = Job(None, JobKind.REBUILD, "raw", ("f",), "why", keep=True)
+        Jobs(databases.state, "other").ask([keeping])
+        (asked, _) = jobs.ask([keeping, replace(keeping, keep=False)])
+        kept = replace(asked, done=True, report={"kept": {"a": ["a__rebuild_0a1b2c3d", uuid4()]}})
+        with transaction() as session:
+            assert jobs.save(kept, session)
+        assert jobs.keeping() == [kept]
 
     def test_only_open_jobs_of_the_worker_are_halted(self, databases: Databases, make: Make) -> None:
         """Those of another worker, and those that are done, are left alone."""

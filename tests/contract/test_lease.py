@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from distributary.ports import LeaseStore
+from distributary.ports.stores import LeaseStore
 from distributary.state import SlowTransform
 from distributary.store.lease import LEASES, Holder, Lease
 from tests.conftest import Databases

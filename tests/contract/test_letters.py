@@ -1,11 +1,19 @@
 """What every store of dead letters promises."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from bson import decode
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
 
-from distributary.ports import LetterStore
+from distributary.change import identity
+from distributary.ports.stores import LetterStore
 from distributary.state import LetterKey, LetterKind, ParkedLetter
 from distributary.store.letters import Letters
 from tests.conftest import Client, Databases
@@ -14,6 +22,9 @@ from tests.fakes import Deployment, FakeLetters
 
 #: Gives the letters of one worker; all workers share what lies there.
 Make = Callable[[str], LetterStore]
+
+_NOT_CHOSEN = {"rejectedPlans", "allPlansExecution", "command"}
+_OF_SESSION = {"lsid", "$db", "$clusterTime", "$readPreference"}
 
 
 class LetterStoreContract:
@@ -122,19 +133,40 @@ class LetterStoreContract:
         assert mine.due(["f"], 10) == []
 
     def test_changes_are_kept_in_order(self, store: LetterStore, transaction: Transaction) -> None:
-        """Changes of a trigger come in the source's order, of some documents or all, with keys and kinds."""
+        """Changes of a document come in the source's order, with keys and kinds; 1 and 1.0 are the same key."""
         with transaction() as session:
             late = change(1, "82C", LetterKind.WAITING)
             store.put([late, change({"a": 1}, "82B"), change(1, "82A"), letter(1)], session)
-        found = store.changes("f")
-        assert [(each.seen.key, each.seen.token) for each in found] == [
-            (1, "82A"),
-            ({"a": 1}, "82B"),
-            (1, "82C"),
-        ]
-        assert [each.kind for each in found] == [LetterKind.FAILED, LetterKind.FAILED, LetterKind.WAITING]
-        assert [each.seen.token for each in store.changes("f", [1.0])] == ["82A", "82C"]
-        assert store.changes("g") == []
+        found = store.changes("f", 1.0)
+        assert [(each.seen.key, each.seen.token) for each in found] == [(1, "82A"), (1, "82C")]
+        assert [each.kind for each in found] == [LetterKind.FAILED, LetterKind.WAITING]
+        assert [each.seen.token for each in store.changes("f", {"a": 1})] == ["82B"]
+        assert store.changes("g", 1) == store.changes("f", 2) == []
+
+    def test_positions_are_given_by_document(self, store: LetterStore, transaction: Transaction) -> None:
+        """Of all documents or of some; those without parked changes are not named, nor are documents' own letters."""
+        with transaction() as session:
+            store.put([change(1, "82A"), change({"a": 1}, "82B"), change(1, "82C"), letter(2)], session)
+        one, other = identity(1), identity({"a": 1})
+        assert store.tokens("f") == {one: {"82A", "82C"}, other: {"82B"}}
+        assert store.tokens("f", [1.0, 2]) == {one: {"82A", "82C"}}
+        assert store.tokens("f", []) == store.tokens("g") == {}
+
+    def test_who_may_be_tried_again_is_told_by_the_first_change(
+        self, store: LetterStore, transaction: Transaction
+    ) -> None:
+        """It is due, or waits though nothing is in front of it; what comes behind it does not count."""
+        behind = LetterKind.WAITING
+        with transaction() as session:
+            store.put([change("late", "82G"), change("late", "82H", behind)], session)
+            store.put([change("left", "82D", behind), change("left", "82E", behind), letter(1)], session)
+            store.put([change("failed", "82A"), change("failed", "82B", behind)], session)
+        assert store.ready("f") == ["left"]
+        with transaction() as session:
+            store.make_due([LetterKey("f", {"key": "late", "position": "82G"})], session)
+            store.make_due([LetterKey("f", {"key": "failed", "position": "82B"})], session)
+        assert store.ready("f") == ["left", "late"]
+        assert store.ready("g") == []
 
     def test_a_change_is_given_with_its_content(self, store: LetterStore, transaction: Transaction) -> None:
         """One change is given whole; nothing when it is not parked any more, and never a document's letter."""
@@ -182,3 +214,51 @@ class TestMongoLetters(LetterStoreContract):
     def transaction(self, client: Client) -> Transaction:
         """Give their transactions."""
         return transactions(client)
+
+    def test_parked_changes_are_found_by_the_index(self, databases: Databases) -> None:
+        """However many there are: the server reads no letters of other documents, nor does it sort what it reads."""
+        heard = Heard()
+        with Client(databases.uri, event_listeners=[heard]) as client:
+            store = Letters(client[databases.state.name], "w")
+            store.prepare()
+            with transactions(client)() as session:
+                store.put([change(n % 20, f"82{n:04}") for n in range(200)], session)
+            heard.commands.clear()
+            assert len(store.changes("f", 7)) == 10
+            assert len(store.tokens("f", [7])[7]) == 10
+            assert store.ready("f") == []
+        one, tokens, ready = (databases.state.command("explain", each) for each in heard.commands)
+        assert indexes(ready) - {"SORT"} == {"queues"}  # what was found is sorted in the end
+        for plan in (one, tokens):
+            assert indexes(plan) == {"queues"}
+            assert plan["executionStats"]["totalDocsExamined"] == 10
+
+
+class Heard(CommandListener):
+    """Keeps the queries that a client sends, as they can be explained."""
+
+    def __init__(self) -> None:
+        self.commands: list[dict[str, Any]] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Keep a query without what belongs to its session."""
+        if event.command_name in {"find", "aggregate"}:
+            ours = {name: value for name, value in event.command.items() if name not in _OF_SESSION}
+            self.commands.append(ours)
+
+    def succeeded(self, _: CommandSucceededEvent) -> None:
+        """Keep nothing of an answer."""
+
+    def failed(self, _: CommandFailedEvent) -> None:
+        """Keep nothing of a failure."""
+
+
+def indexes(plan: Any) -> set[str]:
+    """Give the indexes that a chosen plan uses, and SORT or COLLSCAN if it does either."""
+    if isinstance(plan, list):
+        return set[str]().union(*map(indexes, plan))
+    if not isinstance(plan, dict):
+        return set()
+    here = {plan["indexName"]} if "indexName" in plan else {"SORT", "COLLSCAN"} & {plan.get("stage")}
+    inside = (each for name, each in plan.items() if name not in _NOT_CHOSEN)
+    return here.union(*map(indexes, inside))

@@ -1,6 +1,6 @@
 """What every outbox promises."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,10 +10,13 @@ from distributary.change import Position
 from distributary.derive.records import DerivedCollection
 from distributary.derive.trigger import Event
 from distributary.events.envelope import Envelope
-from distributary.ports import Commit, Held, Outbox, RecordState
+from distributary.ports.events import Commit, Held, Outbox, Waiting
+from distributary.ports.records import RecordState
+from distributary.quoting import quoting
 from distributary.store import outbox as store_outbox
 from distributary.store.letters import Unsent, short_id
 from distributary.store.outbox import MongoOutbox, unpublished
+from distributary.store.refusals import order
 from distributary.store.unpublished import unpublished_letters
 from tests.conftest import Client, Databases
 from tests.contract.making import Transaction, aborted, transactions
@@ -46,7 +49,22 @@ def commit(revision: int) -> Commit:
 
 def told(outbox: Outbox, limit: int = MUCH, size: int = MUCH) -> list[str]:
     """Give who tells, in the order in which it is published."""
-    return [each.of for each in outbox.next(limit, size)]
+    return [each.of for each in waiting(outbox, limit, size)]
+
+
+def waiting(outbox: Outbox, limit: int = MUCH, size: int = MUCH) -> list[Waiting]:
+    """Give the oldest messages of each topic, in the order of their commits, at most so many."""
+    found = [each for topic in outbox.topics() for each in outbox.next(topic, limit, size)]
+    return sorted(found, key=lambda each: order(each.id) if isinstance(each.id, dict) else each.id[1:])[
+        :limit
+    ]
+
+
+def remove(outbox: Outbox, page: Sequence[Waiting], *left: Waiting) -> None:
+    """Remove a page from its first message to its last, topic by topic."""
+    for topic in {each.message.topic for each in page}:
+        ids = [each.id for each in page if each.message.topic == topic]
+        outbox.remove(topic, ids[0], ids[-1], [each.id for each in left])
 
 
 class OutboxContract:
@@ -61,8 +79,8 @@ class OutboxContract:
         with transaction() as session:
             outbox.put([event(1), event(2)], [], commit(10), session)
         assert told(outbox) == ["f", "customer", "customer", "f", "f"]
-        ids = [each.id for each in outbox.next(MUCH, MUCH)]
-        assert [each.id for each in outbox.next(2, MUCH)] == ids[:2]
+        ids = [each.id for each in waiting(outbox)]
+        assert [each.id for each in waiting(outbox, 2)] == ids[:2]
 
     def test_a_page_has_bounds(self, outbox: Outbox, transaction: Transaction) -> None:
         """By count and by bytes, but for the first message."""
@@ -70,20 +88,31 @@ class OutboxContract:
             outbox.put([], [state(key, text="x" * 1000) for key in range(5)], commit(1), session)
         assert len(told(outbox, limit=2)) == 2
         assert len(told(outbox, size=10)) == 1
-        sizes = [each.size for each in outbox.next(MUCH, MUCH)]
+        sizes = [each.size for each in waiting(outbox)]
         assert len(told(outbox, size=sum(sizes[:3]))) == 3
 
     def test_what_is_confirmed_is_removed(self, outbox: Outbox, transaction: Transaction) -> None:
         """From the first to the last of a page, without what was refused; the rest stays."""
         with transaction() as session:
             put = outbox.put([], [state(key) for key in range(6)], commit(1), session)
-        page = outbox.next(4, MUCH)
+        page = waiting(outbox, 4)
         outbox.refuse(page[1].id, "no")
-        outbox.remove(page[0].id, page[3].id)
-        left = outbox.next(MUCH, MUCH)
+        remove(outbox, page)
+        left = waiting(outbox)
         assert [each.message.ordering_key for each in left] == ["4", "5"]
         assert put.held.events == 6
         assert outbox.held() == Held(2, sum(each.size for each in left))
+
+    def test_what_is_left_stays(self, outbox: Outbox, transaction: Transaction) -> None:
+        """Of a page that was not confirmed as a whole; and what waits for other topics does, too."""
+        events = [event(number)._replace(topic="other" if number % 3 else "topic") for number in range(9)]
+        with transaction() as session:
+            outbox.put(events, [], commit(1), session)
+        assert list(outbox.topics()) == ["other", "topic"]
+        page = outbox.next("other", 5, MUCH)
+        outbox.remove("other", page[0].id, page[-1].id, [page[1].id, page[3].id])
+        assert list(outbox.next("other", MUCH, MUCH)) == [page[1], page[3], waiting(outbox)[-1]]
+        assert len(outbox.next("topic", MUCH, MUCH)) == 3
 
     def test_an_aborted_transaction_changes_nothing(self, outbox: Outbox, transaction: Transaction) -> None:
         """Events are part of the transaction of what they tell of."""
@@ -98,15 +127,15 @@ class OutboxContract:
         """Before what was committed later; a page that was given before that does not take it along."""
         with transaction() as session:
             outbox.put([event(number) for number in range(4)], [], commit(1), session)
-        page = outbox.next(3, MUCH)
+        page = waiting(outbox, 3)
         outbox.refuse(page[1].id, "no")
         with transaction() as session:
             assert outbox.readmit([called(page[1].id), "other"], session) == Held(1, page[1].size)
-        outbox.remove(page[0].id, page[2].id)
-        again = outbox.next(MUCH, MUCH)
+        remove(outbox, page)
+        again = waiting(outbox)
         assert [each.id for each in again][:1] == [page[1].id]
         assert len(again) == 2
-        outbox.remove(again[0].id, again[1].id)
+        remove(outbox, again)
         assert outbox.held() == Held()
 
     def test_an_event_may_be_refused_again(
@@ -116,12 +145,12 @@ class OutboxContract:
         with transaction() as session:
             outbox.put([event(), event(1)], [], commit(1), session)
         for _ in range(2):
-            first = outbox.next(1, MUCH)[0]
+            first = waiting(outbox, 1)[0]
             outbox.refuse(first.id, "no")
-            assert len(outbox.next(MUCH, MUCH)) == 1
+            assert len(waiting(outbox)) == 1
             with transaction() as session:
                 outbox.readmit([called(first.id)], session)
-        assert len(outbox.next(MUCH, MUCH)) == 2
+        assert len(waiting(outbox)) == 2
 
 
 class TestFakeOutbox(OutboxContract):
@@ -176,7 +205,7 @@ class TestMongoOutbox(OutboxContract):
     def test_a_record_is_told_as_it_is_stored(self, outbox: MongoOutbox, transaction: Transaction) -> None:
         """To the topic of its collection, ordered by its key, at the time of its source."""
         self.put(outbox, transaction, 3, state("C1", name="Ada"), state("C2", gone=True))
-        stored, gone = (each.message for each in outbox.next(MUCH, MUCH))
+        stored, gone = (each.message for each in waiting(outbox))
         assert (stored.topic, stored.ordering_key, gone.ordering_key) == ("customer-view", "C1", "C2")
         assert b"1970-01-01T00:00:05" in stored.data
         assert b'"name":"Ada"' in stored.data
@@ -190,8 +219,8 @@ class TestMongoOutbox(OutboxContract):
         other = mongo_outbox(databases, "v")
         self.put(other, transaction, 1, state(1))
         self.put(outbox, transaction, 1, state(1), state(2))
-        (page,) = other.next(MUCH, MUCH)
-        other.remove(page.id, page.id)
+        (page,) = waiting(other)
+        remove(other, [page])
         assert [other.held().events, outbox.held().events] == [0, 2]
         assert {name: each.waiting for name, each in unpublished(databases.state).items()} == {"w": 2}
 
@@ -203,7 +232,7 @@ class TestMongoOutbox(OutboxContract):
         anew = mongo_outbox(databases)
         self.put(anew, transaction, 1, state("new"))
         self.put(anew, transaction, 2, state("newer"))
-        assert [each.message.ordering_key for each in anew.next(MUCH, MUCH)] == ["old", "new", "newer"]
+        assert [each.message.ordering_key for each in waiting(anew)] == ["old", "new", "newer"]
 
     @pytest.fixture
     def called(self) -> Called:
@@ -220,14 +249,14 @@ class TestMongoOutbox(OutboxContract):
     ) -> None:
         """Of the same record, in the transaction that puts it, by MongoDB's equality; others stay."""
         self.put(outbox, transaction, 1, state(1), state(2))
-        for each in outbox.next(MUCH, MUCH):
+        for each in waiting(outbox):
             outbox.refuse(each.id, "no")
         with aborted(transaction) as session:
             outbox.put([], [state(1)], commit(2), session)
         assert self.letters(databases) == [("customer", 1), ("customer", 2)]
         self.put(outbox, transaction, 2, state(1.0), state("2"))
         assert self.letters(databases) == [("customer", 2)]
-        assert [each.message.ordering_key for each in outbox.next(MUCH, MUCH)] == ["1", "2"]
+        assert [each.message.ordering_key for each in waiting(outbox)] == ["1", "2"]
 
     def test_what_was_refused_is_resolved_by_what_waited_already(
         self, databases: Databases, outbox: MongoOutbox, transaction: Transaction
@@ -235,12 +264,12 @@ class TestMongoOutbox(OutboxContract):
         """A record whose next message is published, or refused in its place, has no other letter."""
         self.put(outbox, transaction, 1, state(1, a=1), state(2, a=1))
         self.put(outbox, transaction, 2, state(1, a=2), state(2, a=2), state(3))
-        page = outbox.next(MUCH, MUCH)
+        page = waiting(outbox)
         outbox.refuse(page[0].id, "no")
         outbox.refuse(page[1].id, "no")
         outbox.refuse(page[3].id, "no again")
         assert self.letters(databases) == [("customer", 1), ("customer", 2)]
-        outbox.remove(page[0].id, page[-1].id)
+        remove(outbox, page)
         assert self.letters(databases) == [("customer", 2)]
         assert databases.state.outbox.count_documents({}) == 1
 
@@ -251,12 +280,23 @@ class TestMongoOutbox(OutboxContract):
         ids = set()
         for revision in (1, 2):
             self.put(outbox, transaction, revision, state("C1", a=revision))
-            (waiting,) = outbox.next(MUCH, MUCH)
-            outbox.refuse(waiting.id, "no")
+            (only,) = waiting(outbox)
+            outbox.refuse(only.id, "no")
             (letter,) = unpublished_letters(databases.state, {}, 0, whole=True)
             ids.add(letter.id)
             assert letter.message == Unsent("customer-view", "C1", is_event=False)
         assert len(ids) == 1
+
+    @pytest.mark.parametrize(("values", "kept"), [(False, "BAD: …"), (True, "BAD: of Ada")])
+    def test_a_reason_is_kept_without_what_it_quotes(
+        self, databases: Databases, transaction: Transaction, *, values: bool, kept: str
+    ) -> None:
+        """Unless the values are asked for."""
+        outbox = MongoOutbox(databases.state, "w", Envelope("w"), PUBLISHED, values=values)
+        self.put(outbox, transaction, 1, state(1))
+        (only,) = waiting(outbox)
+        outbox.refuse(only.id, quoting("BAD: ", "of Ada"))
+        assert [each["refused"] for each in databases.state.outbox.find()] == [kept]
 
     def test_nothing_is_asked_while_nothing_was_refused(
         self, databases: Databases, transaction: Transaction, monkeypatch: pytest.MonkeyPatch
@@ -267,13 +307,25 @@ class TestMongoOutbox(OutboxContract):
         with monkeypatch.context() as patched:
             patched.setattr(outbox._refusals, "_remove", pytest.fail)
             self.put(outbox, transaction, 1, state(1))
-            (waiting,) = outbox.next(MUCH, MUCH)
-            outbox.remove(waiting.id, waiting.id)
+            (only,) = waiting(outbox)
+            remove(outbox, [only])
         other = mongo_outbox(databases)
         self.put(other, transaction, 2, state(1))
-        other.refuse(other.next(1, MUCH)[0].id, "no")
+        other.refuse(waiting(other, 1)[0].id, "no")
         outbox.held()
         self.put(outbox, transaction, 3, state(1))
+        assert self.letters(databases) == []
+
+    @pytest.mark.usefixtures("small")
+    def test_a_look_does_not_forget_what_an_open_transaction_refused(
+        self, databases: Databases, outbox: MongoOutbox, transaction: Transaction
+    ) -> None:
+        """The record's letter goes once it is told of anew, though nothing was there to be seen in between."""
+        with transaction() as session:
+            outbox.put([], [state("L", text="x" * 2000)], commit(1), session)
+            outbox.held()
+        assert self.letters(databases) == [("customer", "L")]
+        self.put(outbox, transaction, 2, state("L"))
         assert self.letters(databases) == []
 
     @pytest.mark.usefixtures("small")
@@ -283,11 +335,11 @@ class TestMongoOutbox(OutboxContract):
         """A record is kept as refused, without its data, and those behind it are published; an event is given back."""
         large = state("L", text="x" * 2000)
         self.put(outbox, transaction, 1, large, state("S"))
-        assert [each.message.ordering_key for each in outbox.next(MUCH, MUCH)] == ["S"]
+        assert [each.message.ordering_key for each in waiting(outbox)] == ["S"]
         (refused,) = databases.state.outbox.find({"refused": {"$ne": None}})
         assert refused["key"] == {"of": "L"}
         assert "Pub/Sub's limit" in refused["refused"]
-        assert unpublished(databases.state)["w"][0::2] == (1, 1)
+        assert unpublished(databases.state)["w"][0:3:2] == (1, 1)
         with aborted(transaction) as session:
             put = outbox.put([event(text="x" * 2000)], [], commit(2), session)
             ((_, reason),) = put.refused
@@ -300,7 +352,7 @@ class TestMongoOutbox(OutboxContract):
         """If that is configured: where the record is, in its place in the order."""
         outbox = mongo_outbox(databases, reference=True)
         self.put(outbox, transaction, 1, state("L", text="x" * 2000), state("S"))
-        first, second = (each.message for each in outbox.next(MUCH, MUCH))
+        first, second = (each.message for each in waiting(outbox))
         assert (first.ordering_key, second.ordering_key) == ("L", "S")
         assert b"distributary.record.referenced" in first.data
         assert b"xxx" not in first.data

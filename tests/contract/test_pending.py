@@ -1,6 +1,6 @@
 """Pending groups on a real MongoDB."""
 
-from distributary.ports import Group
+from distributary.ports.rollups import Group
 from distributary.store.pending import PENDING, Pending
 from tests.conftest import Databases
 

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from distributary.errors import CheckpointMoved
-from distributary.ports import Contrast, Shelf
+from distributary.ports.sink import Contrast, Others, Shelf
 from distributary.sink.shelf import MongoShelf
 from tests.conftest import Databases
 from tests.fakes import Deployment, FakeShelf
@@ -104,6 +104,18 @@ class ShelfContract:
         assert found.changed == sum(key % 2 for key in both)
         assert found.added == len(set(new) - both)
         assert found.removed == len(set(old) - both)
+
+    @pytest.mark.parametrize("limit", [1, 3, 50])
+    def test_the_keys_of_others_are_given(self, shelf: Shelf, store: Store, limit: int) -> None:
+        """Of records that differ or are only there or here, and of equal ones that another document owns."""
+        store("old", [record(key) for key in range(6)])
+        store("new", [record(1, 1), record(2) | {"_src": {"by": "g", "key": 2}}, record(3), record(9)])
+        others = Others([], [])
+        behind = shelf.compare("old", "new", (), limit, Contrast(), others)
+        while behind:
+            behind = shelf.compare("old", "new", behind, limit, Contrast(), others)
+        assert sorted(others.differing) == [0, 1, 4, 5, 9]
+        assert others.moved == [2]
 
     def test_the_first_of_each_kind_are_named(self, shelf: Shelf, store: Store) -> None:
         """With their keys, and the fields that differ."""

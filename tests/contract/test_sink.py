@@ -8,7 +8,7 @@ from bson import Timestamp
 from pymongo.client_session import ClientSession
 
 from distributary.derive.plan import Desired, Owner
-from distributary.ports import Outcome, Sink
+from distributary.ports.sink import Outcome, Sink
 from distributary.sink.collections import prepare
 from distributary.sink.mongo import MongoSink
 from tests.conftest import Databases

@@ -12,7 +12,7 @@ from distributary.derive.plan import Desired, Owner
 from distributary.derive.records import DerivedCollection, Item, Section, encode_record, origin, tail_of
 from distributary.derive.shared import is_shared
 from distributary.parts import parts_of
-from distributary.ports import Outcome, Sink
+from distributary.ports.sink import Outcome, Sink
 from distributary.sink.collections import prepare
 from distributary.sink.mongo import MongoSink
 from tests.conftest import Databases

@@ -10,7 +10,7 @@ from weakref import ReferenceType, ref
 import pytest
 
 from distributary.change import CollectionChange, Operation
-from distributary.ports import Batch, Documents, Snapshot, Source, Start
+from distributary.ports.source import Batch, Documents, Snapshot, Source, Start
 from distributary.source.documents import Documents as MongoDocuments
 from distributary.source.stream import Stream
 from tests.conftest import Databases, eventually
@@ -316,7 +316,7 @@ class TestMongoSource(SourceContract, DocumentsContract):
     @pytest.fixture
     def documents(self, databases: Databases) -> Documents:
         """Give what reads it."""
-        return MongoDocuments(databases.raw)
+        return MongoDocuments(databases.source)
 
     @pytest.fixture
     def tail(self, databases: Databases) -> Tail:
@@ -324,7 +324,7 @@ class TestMongoSource(SourceContract, DocumentsContract):
 
         @contextmanager
         def tailed(collections: Sequence[str]) -> Iterator[Source]:
-            stream = Stream(databases.raw, collections, carry_bytes=1024, batch_changes=100)
+            stream = Stream(databases.source, collections, carry_bytes=1024, batch_changes=100)
             try:
                 yield stream
             finally:

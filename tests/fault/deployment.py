@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any
 from uuid import uuid4
@@ -11,9 +11,10 @@ from pymongo import MongoClient
 
 from distributary.assemble import Assembled
 from distributary.change import CODEC
-from distributary.engine.worker import Goal
+from distributary.engine.parts import Goal
 from tests.conftest import Client, Databases
 from tests.harness import Harness
+from tests.least import worker_uri
 
 #: The name under which the worker is known to the server; failpoints are limited to it.
 WORKER = "distributary"
@@ -29,7 +30,8 @@ def databases_of(uri: str) -> Iterator[Databases]:
     with MongoClient[dict[str, Any]](uri) as client:
         names = [f"{role}_{unique}" for role in ("raw", "derived", "state")]
         raw, derived, state = (client.get_database(name, CODEC) for name in names)
-        yield Databases(f"{uri}&{PROMPT}", client, raw, derived, state)
+        fresh = Databases(f"{uri}&{PROMPT}", client, raw, derived, state)
+        yield replace(fresh, uri=worker_uri(client, fresh.uri, fresh.names))
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def serving(harness: Harness) -> Iterator[Assembled]:
         finally:
             assembled.stop.set()
             thread.join(60)
-    if died:
-        raise died[0]
+            if died:
+                raise died[0]
     assert not thread.is_alive()
 
 

@@ -26,12 +26,13 @@ from pymongo.client_session import ClientSession
 
 from distributary.cli import command_line
 from distributary.engine.derivation import Derivation
-from distributary.engine.publishing import Publishing
+from distributary.engine.publishing import Tellings
 from distributary.engine.reactions import Reactions
 from distributary.engine.rebuild import Rebuilds
 from distributary.engine.replay import Replays
 from distributary.engine.slices import Slices
 from distributary.engine.triggers import Reader
+from distributary.pubsub.publisher import PubSubPublisher
 from distributary.sink import rollups
 from distributary.sink.mongo import MongoSink
 from distributary.sink.shelf import MongoShelf
@@ -41,6 +42,7 @@ from distributary.store.lease import Lease
 from distributary.store.letters import Letters
 from distributary.store.outbox import MongoOutbox
 from distributary.store.pending import Pending
+from distributary.store.untold import MongoUntold
 from tests.conftest import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +107,8 @@ STEPS = {
     "before a swap": Step(MongoShelf, "put", after=False),
     "after a swap": Step(MongoShelf, "put", after=True),
     "rebuilt": Step(Rebuilds, "_swap", after=True),
+    "keys kept": Step(MongoUntold, "note", after=True),
+    "what differs told": Step(Tellings, "_differing", after=True),
     "dropped": Step(MongoShelf, "drop", after=False),
     "replayed": Step(Replays, "_batch", after=True),
     "before the effects": Step(Reactions, "commit", after=False, counts=_some),
@@ -113,7 +117,7 @@ STEPS = {
     "triggers called": Step(Reader, "react", after=True),
     "parked change done": Step(Reactions, "again", after=True),
     "page read": Step(MongoOutbox, "next", after=True),
-    "page sent": Step(Publishing, "_send", after=True),
+    "page sent": Step(PubSubPublisher, "send", after=True),
     "before a page is removed": Step(MongoOutbox, "remove", after=False),
     "page removed": Step(MongoOutbox, "remove", after=True),
 }
@@ -208,10 +212,7 @@ class Worker:
 
     def ended(self, seconds: float = PATIENCE) -> int:
         """Wait for its end and give the exit code."""
-        until = time.monotonic() + seconds
-        while self.code is None:
-            assert time.monotonic() < until, f"still running after {seconds} s:\n{self.said}"
-            time.sleep(0.02)
+        eventually(lambda: self.code is not None, seconds, lambda: self.said)
         assert self.code is not None
         return self.code
 

@@ -358,6 +358,7 @@ class Watch:
         assert not self.faults, "\n".join(self.faults[:20])
         if failed:
             raise failed[0]
+        assert self.looks
 
     def look(self) -> None:
         """Read everything as of one moment and hold it against what was seen before."""

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE
 from threading import Event
@@ -42,13 +42,6 @@ LIMITS = {"dead_letters.max_in_window": "10", "dead_letters.window": "50"}
 
 #: Seconds that a document may take here, and that a worker has to stop.
 SLOW, SHUTDOWN = 0.5, 1.0
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Give what starts workers."""
-    with Launcher(tmp_path_factory.mktemp("workers")) as started:
-        yield started
 
 
 Make = Callable[[str, dict[str, str]], Harness]
@@ -149,18 +142,18 @@ HANGING = {"worker.slow_transform_seconds": str(SLOW), "worker.shutdown_seconds"
 
 
 def assert_named(worker: Worker) -> None:
-    """Wait until the log names transform, document and place, once."""
+    """Wait until the log names transform, collection and place, once, and no key."""
     worker.says("a transform takes long")
     (line,) = [line for line in worker.said.splitlines() if "a transform takes long" in line]
     assert "transform=parts" in line
     assert "source=orders" in line
-    assert "key=7" in line
+    assert "key=…" in line
     assert "parts.py:" in line
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["in the stream", "in a backfill"])
 def test_a_transform_that_hangs_is_named(make: Make, launcher: Launcher, existing: bool) -> None:  # noqa: FBT001
-    """The log names it with the document; SIGTERM still ends the worker in time, with 1 and a reason."""
+    """The log names it with the document; SIGTERM still ends the worker in time, with a reason."""
     harness = make(HANGS, HANGING)
     if existing:
         insert(harness, range(20))
@@ -172,9 +165,9 @@ def test_a_transform_that_hangs_is_named(make: Make, launcher: Launcher, existin
         eventually(lambda: "parts has been working on orders[7] for" in status(harness))
         began = time.monotonic()
         worker.send(signal.SIGTERM)
-        assert worker.ended() == 1, worker.said
-        assert time.monotonic() - began < SHUTDOWN + 2
-        assert "was not committed within 1 s" in worker.said
+        assert worker.ended() == 0, worker.said
+        assert time.monotonic() - began < 5
+        assert "stopping" in worker.said
     assert "stopped" in status(harness)
     assert_corrected(harness)
 
@@ -185,11 +178,12 @@ def test_the_read_ahead_of_a_transform_that_hangs_is_bounded(make: Make, launche
     harness = make(HANGS, HANGING | limit)
     with launcher.running(harness.environment) as worker:
         worker.says("job done")
-        insert(harness, range(20))
+        insert(harness, range(8))
         assert_named(worker)
         before = resident(worker)
         large = [{"_id": n, "number": n, "text": "x" * 500_000} for n in range(100, 400)]
         harness.databases.raw.orders.insert_many(large)
+        eventually(lambda: resident(worker) > before + 3_000_000)
         still(lambda: resident(worker))
         assert resident(worker) - before < 60_000_000
         assert worker.said.count("a transform takes long") == 1

@@ -113,8 +113,14 @@ def primary(cluster: EmbeddedMongo) -> Member:
         except PyMongoError:
             return False
 
-    eventually(lambda: any(map(leads, cluster.members)), 60)
-    return next(filter(leads, cluster.members))
+    found: list[Member] = []
+
+    def looked() -> bool:
+        found[:] = filter(leads, cluster.members)
+        return bool(found)
+
+    eventually(looked, 60)
+    return found[0]
 
 
 def step_down(cluster: EmbeddedMongo) -> None:
@@ -157,7 +163,10 @@ def test_standbys_survive_an_election(cluster: EmbeddedMongo, harness: Harness) 
             load.passes(BETWEEN)
             step_down(cluster)
             load.passes(BETWEEN)
+            holder = first.holder()
+            assert holder is not None
             first.stop.set()
+            eventually(lambda: (now := second.holder()) is not None and now.name != holder.name, 60)
             before = first.checkpoint()
             assert before is not None
 

@@ -65,13 +65,6 @@ def harness(databases: Databases, tmp_path: Path) -> Harness:
     return Harness(databases, tmp_path / "modules", {"orders": CUSTOMERS})
 
 
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Give what starts workers as processes."""
-    with Launcher(tmp_path_factory.mktemp("workers")) as started:
-        yield started
-
-
 def order(number: int, lines: int = 2) -> dict[str, Any]:
     """Give a raw order."""
     return {

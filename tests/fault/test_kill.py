@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random, SystemRandom
@@ -54,13 +53,6 @@ LOADS = 7
 
 #: Repeats a load with the seed that a failed test printed.
 SEED_VARIABLE = "DISTRIBUTARY_SEED"
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Give what starts workers."""
-    with Launcher(tmp_path_factory.mktemp("workers")) as started:
-        yield started
 
 
 @dataclass
@@ -200,9 +192,3 @@ def test_killed_at_random_moments_of_a_live_load(
                     stage.ask()
                 stage.kill_after(random.uniform(0, LATEST))
         stage.assert_equal()
-
-
-def test_there_are_many_kills() -> None:
-    """The tests above kill at least 200 workers."""
-    at_steps = len([*ONCE, *STREAM, *FIRST, *JOB, *RETRY]) * KILLS_AT_A_STEP
-    assert at_steps + LOADS * KILLS_AT_RANDOM >= 200

@@ -20,20 +20,18 @@ from tests.harness import Harness
 #: Seconds of the lease where a test waits for its end.
 LEASE = 2.0
 
-#: Seconds that a loaded machine is given on top of what is promised.
-SLACK = 3.0
+#: Seconds that a loaded machine is given on top of what is promised; a transaction that a holder left open would block
+#: the next one for a minute.
+SLACK = 25.0
 
 STANDING_BY = "standing by"
 
-#: How a worker takes its leave at once when it is asked to.
-AT_ONCE = 2.0
+#: Seconds within which a worker that is asked to stop has left, and in which a standby goes on, too; a lease that
+#: outlasts them.
+LEFT, AT_ONCE, LONG_LEASE = 5.0, 15.0, "60"
 
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Give what starts workers."""
-    with Launcher(tmp_path_factory.mktemp("workers")) as started:
-        yield started
+#: Seconds without a commit when a worker is replaced on a machine with other work; `benchmarks/rolling.py` measures it.
+PAUSE = 15.0
 
 
 @dataclass
@@ -44,6 +42,10 @@ class Stage:
     launcher: Launcher
     stack: ExitStack
     _marks: list[int] = field(default_factory=list)
+
+    def lasts(self, seconds: str) -> None:
+        """Give the lease of those who are started from here on another duration."""
+        self.harness.settings = SETTINGS | {"worker.lease_seconds": seconds}
 
     def start(self, *traps: Trap, clock: float = 0) -> Worker:
         """Start a worker, which is killed at the end of the test if it still runs."""
@@ -113,6 +115,7 @@ def leave(worker: Worker) -> float:
 
 def test_of_three_workers_one_is_active(stage: Stage) -> None:
     """Workers that start at the same time agree on one; the others say that they stand by and write nothing."""
+    stage.lasts(LONG_LEASE)
     workers = [stage.start() for _ in range(3)]
     stage.derives()
     eventually(lambda: sum(STANDING_BY in worker.said for worker in workers) == 2)
@@ -136,7 +139,7 @@ def test_a_killed_worker_is_replaced_when_its_lease_expires(stage: Stage) -> Non
 
 def test_a_crash_costs_fifteen_seconds_with_the_default_lease(stage: Stage) -> None:
     """With the lease that is the default, another worker goes on within 15 seconds."""
-    stage.harness.settings = SETTINGS | {"worker.lease_seconds": "10"}
+    stage.lasts("10")
     killed, standby = stage.active(), stage.standby()
     killed.kill()
     assert stage.derives() < 15
@@ -145,21 +148,23 @@ def test_a_crash_costs_fifteen_seconds_with_the_default_lease(stage: Stage) -> N
 
 def test_a_worker_that_is_asked_to_stop_hands_over_at_once(stage: Stage) -> None:
     """SIGTERM ends the active worker with 0 and a saved position, and a standby goes on at once."""
+    stage.lasts(LONG_LEASE)
     stopped, standby = stage.active(), stage.standby()
     began = time.monotonic()
     before = stage.harness.databases.client.admin.command("ping")["$clusterTime"]["clusterTime"]
-    assert leave(stopped) < AT_ONCE
+    assert leave(stopped) < LEFT
     stage.derives()
     assert time.monotonic() - began < AT_ONCE
     assert stage.holds(standby)
     assert stage.checkpoint["position"]["time"] >= before
-    assert leave(standby) < AT_ONCE
+    assert leave(standby) < LEFT
 
 
 def test_a_standby_that_is_asked_to_stop_leaves_at_once(stage: Stage) -> None:
     """SIGTERM ends a standby with 0, and the active worker does not notice."""
+    stage.lasts(LONG_LEASE)
     active, standby = stage.active(), stage.standby()
-    assert leave(standby) < AT_ONCE
+    assert leave(standby) < LEFT
     stage.derives()
     assert stage.holds(active)
     assert stage.fence == 1
@@ -214,12 +219,13 @@ def test_a_lease_that_cannot_be_renewed_is_given_up(stage: Stage) -> None:
     stage.derives()
     assert stage.holds(worker)
     assert stage.fence == 2
-    assert leave(worker) < AT_ONCE
+    assert leave(worker) < LEFT
     stage.harness.assert_equal()
 
 
 def test_a_lease_that_is_renewed_in_time_again_is_kept(stage: Stage) -> None:
     """A renewal that fails is tried again, and the worker goes on meanwhile."""
+    stage.lasts("20")
     worker = stage.active()
     with failing(stage, ["update"], "leases"):
         worker.says("lease not renewed")
@@ -269,6 +275,7 @@ def _renewals(stage: Stage) -> float:
 
 def test_two_workers_are_replaced_one_by_one_under_load(stage: Stage) -> None:
     """A rolling replacement pauses what is derived for a moment each time, and loses and repeats nothing."""
+    stage.lasts(LONG_LEASE)
     load = Load(stage.harness.databases, seed=2)
     stage.harness.catch_up()
     old = [stage.active(), stage.standby()]
@@ -277,8 +284,9 @@ def test_two_workers_are_replaced_one_by_one_under_load(stage: Stage) -> None:
             stage.standby()
             leave(worker)
             stage.derives()
+    assert len(seconds) > 10
     print(f"longest pause: {max(seconds):.2f} s")  # noqa: T201 - shown when the test fails
-    assert max(seconds) < AT_ONCE
+    assert max(seconds) < PAUSE
     load.settle()
     stage.derives()
     eventually(lambda: stage.harness.derived() == stage.harness.recomputed(), PATIENCE)
@@ -288,7 +296,7 @@ def test_two_workers_are_replaced_one_by_one_under_load(stage: Stage) -> None:
 @contextmanager
 def pauses(stage: Stage) -> Iterator[list[float]]:
     """Give the seconds between commits, once what is done inside has ended."""
-    stop, found = Event(), [0.0]
+    stop, found = Event(), list[float]()
 
     def look() -> None:
         revision, since = stage.checkpoint["revision"], time.monotonic()
@@ -307,13 +315,14 @@ def pauses(stage: Stage) -> Iterator[list[float]]:
         thread.join()
 
 
-@pytest.mark.parametrize("verb", ["status", "verify", "dead-letters list", "check"])
-def test_verbs_beside_a_running_worker_do_not_disturb_it(stage: Stage, verb: str) -> None:
+def test_verbs_beside_a_running_worker_do_not_disturb_it(stage: Stage) -> None:
     """A verb ends with 0 and leaves the lease where it is."""
+    stage.lasts(LONG_LEASE)
     worker = stage.active()
-    asked = stage.launcher.start(stage.harness.environment, verb=verb.split())
-    assert asked.ended() == 0, asked.said
-    stage.derives()
+    for verb in ("status", "verify", "dead-letters list", "check"):
+        asked = stage.launcher.start(stage.harness.environment, verb=verb.split())
+        assert asked.ended() == 0, asked.said
+        stage.derives()
     assert stage.holds(worker)
     assert stage.fence == 1
 

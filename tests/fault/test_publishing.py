@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 import pytest
 
+from distributary.operate.rebuild import rebuild
+from distributary.store.jobs import Jobs
 from tests.conftest import SOAK, Databases, eventually
 from tests.fault.launcher import PATIENCE, Launcher, Trap, Worker
 from tests.fault.load import MODULE, SETTINGS, Load
@@ -31,6 +33,15 @@ BURST = 80
 LATEST = 0.8
 
 STEPS = ["page read", "page sent", "before a page is removed", "page removed"]
+
+TELLING_STEPS = [
+    "keys kept",
+    "before a swap",
+    "after a swap",
+    "rebuilt",
+    "what differs told",
+    "events written",
+]
 
 CODES = [
     grpc.StatusCode.UNAVAILABLE,
@@ -182,13 +193,6 @@ def _stored(documents: Any) -> dict[str, Document]:
     return {repr(each["_id"]): each for each in documents}
 
 
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Give what starts workers."""
-    with Launcher(tmp_path_factory.mktemp("workers")) as started:
-        yield started
-
-
 def staged(
     databases: Databases, folder: Path, launcher: Launcher, topic: str, host: str, arrived: Arrived
 ) -> Stage:
@@ -300,6 +304,35 @@ def test_pubsub_is_away_and_comes_back(stage: Stage, pulling: Pulling, emulator:
         worker.send(signal.SIGCONT)
         eventually(stage.is_told, PATIENCE)
     stage.assert_told()
+
+
+def other(code: str) -> str:
+    """Give code by which some records stay as they are, and others change, come and go."""
+    for before, after in (
+        ('order["skus"], start=1', 'order["skus"][:1], start=1'),
+        ('by_code.record(order["code"]', 'by_code.record("new " + order["code"]'),
+        ('"customer": order["customer"]', '"customer": order["customer"] if order["_id"] % 2 else "even"'),
+        ('customer.section(order["code"], "coded"', 'customer.section(order["code"], "encoded"'),
+    ):
+        assert before in code
+        code = code.replace(before, after)
+    return code
+
+
+def test_killed_while_a_rebuild_is_told(faulty_stage: Stage) -> None:
+    """Killed before, in and behind the swap, and while it is told, a rebuild ends with what subscribers have."""
+    stage = faulty_stage
+    codes = [other(module("told")), module("told")]
+    for number, step in enumerate(TELLING_STEPS):
+        stage.load.burst(BURST // 8)  # what it touches is derived by the other code before the rebuild
+        stage.harness.write({"load": codes[number % 2]})
+        job = rebuild(stage.harness.registry, ["orders", "group_members"], publish=True)
+        Jobs(stage.harness.databases.state, "default").ask([job])
+        stage.kill_at(step, 1)
+        stage.assert_told()
+    told = {"kind": "publish", "done": True, "documents": {"$gt": 0}}
+    assert stage.harness.databases.state.jobs.count_documents(told) > 2 * len(TELLING_STEPS)
+    assert stage.harness.databases.state.jobs.count_documents({"done": False}) == 0
 
 
 @pytest.mark.parametrize("seed", range(2 * SOAK))

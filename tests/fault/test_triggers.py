@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -67,13 +67,6 @@ LATEST = 0.4
 
 #: What an audit record tells of a change, or a write does: form, operation, the state behind it and before it.
 Told = tuple[int, str, int | None, int | None]
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Give what starts workers."""
-    with Launcher(tmp_path_factory.mktemp("workers")) as started:
-        yield started
 
 
 @dataclass

@@ -11,7 +11,7 @@ from bson import Timestamp, decode
 from distributary.change import CODEC
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.horizon import Horizon
-from distributary.ports import Batch, Snapshot, Start
+from distributary.ports.source import Batch, Snapshot, Start
 from distributary.source import deployment
 from distributary.source.documents import Documents
 from distributary.source.stream import Stream

@@ -1,10 +1,7 @@
 """Workers that were stopped for longer than their lease, with older code than the one that went on meanwhile."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.conftest import Databases, eventually
 from tests.fault.launcher import PATIENCE, Launcher, Trap
@@ -27,18 +24,12 @@ ROLLUP = (
 )
 
 
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Give what starts workers."""
-    with Launcher(tmp_path_factory.mktemp("workers")) as started:
-        yield started
-
-
 def test_a_zombie_does_not_forget_what_is_pending(
     databases: Databases, tmp_path: Path, launcher: Launcher
 ) -> None:
     """A worker without a rollup that wakes after one with it took over leaves the pending groups alone."""
-    harness = Harness(databases, tmp_path / "modules", {"orders": RECORDS}, SETTINGS)
+    settings = SETTINGS | {"worker.lease_seconds": "5"}
+    harness = Harness(databases, tmp_path / "modules", {"orders": RECORDS}, settings)
     databases.raw.orders.insert_many(
         [{"_id": 1, "by": "a", "number": "x"}, {"_id": 2, "by": "b", "number": "2"}]
     )

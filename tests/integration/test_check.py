@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 import pytest
 from bson import Timestamp
 
+from distributary.assemble import connect
+from distributary.cli.failures import of_driver
+from distributary.operate.check import Preflight, exit_code
 from distributary.operate.privileges import NEEDS, Role
 from tests.conftest import Databases
 from tests.harness import Harness
-from tests.servers import PASSWORD, Secured, mongod, secured
+from tests.least import PASSWORD
+from tests.servers import Secured, mongod, secured
 
 MODULE = """
     import time
@@ -84,13 +88,31 @@ def check(harness: Harness, *options: str) -> Checked:
     return Checked(process.returncode, answer["findings"])
 
 
+def looked(harness: Harness) -> Checked:
+    """Look in this process at what `check` looks at on the deployment."""
+    with connect(harness.config) as databases:
+        findings = list(
+            Preflight(
+                raw=databases.raw,
+                derived=databases.derived,
+                state=databases.state,
+                worker=harness.config.worker.name,
+                registry=harness.registry,
+                max_records=harness.config.worker.max_records,
+                explain=of_driver,
+                sleep=time.sleep,
+            ).run()
+        )
+    return Checked(exit_code(findings), [each.answer() for each in findings])
+
+
 def test_all_is_well_and_nothing_is_written(harness: Harness) -> None:
     """Exit 0, the transforms are listed with places and fingerprints, and no database has anything new."""
     checked = check(harness)
     assert (checked.code, checked.of("fault")) == (0, [])
     fingerprint = harness.registry.transforms["orders"].fingerprint
     assert any("orders.py:" in each and fingerprint in each for each in checked.of("ok"))
-    assert any("1 sampled documents" in each for each in checked.of("ok"))
+    assert any("1 sampled document," in each for each in checked.of("ok"))
     assert harness.databases.raw.list_collection_names() == ["orders"]
     assert harness.databases.derived.list_collection_names() == []
     assert harness.databases.state.list_collection_names() == []
@@ -149,9 +171,10 @@ def test_a_checkpoint_of_another_source_is_a_fault(harness: Harness) -> None:
     assert not any("is in the history" in each for each in checked.of("ok"))
 
 
-def test_images_are_switched_on_for_all_who_want_them(harness: Harness) -> None:
+def test_images_are_switched_on_for_all_who_want_them(harness: Harness, mongo: str) -> None:
     """Triggers that want what was before are named, and those that want what came after, too."""
     harness.write({"watching": TRIGGERS})
+    harness.settings = {"source.uri": mongo}
     assert any("'earlier', 'later'" in each for each in check(harness, "--fix").of("ok"))
 
 
@@ -221,10 +244,10 @@ def test_every_fault_of_the_configuration_is_told(harness: Harness) -> None:
 
 def test_an_unreachable_server_is_told_in_time(harness: Harness) -> None:
     """Exit 3 after one server selection time, though source and derived database are both unreachable."""
-    harness.settings = {"source.uri": "mongodb://127.0.0.1:9/?replicaSet=rs0&serverSelectionTimeoutMS=1500"}
+    harness.settings = {"source.uri": "mongodb://127.0.0.1:9/?replicaSet=rs0&serverSelectionTimeoutMS=10000"}
     began = time.monotonic()
     check(harness).assert_fault(3, "cannot be reached")
-    assert time.monotonic() - began < 1.5 * 2 + 5
+    assert time.monotonic() - began < 2 * 10
 
 
 def test_a_standalone_server_is_refused(harness: Harness, tmp_path: Path) -> None:
@@ -324,7 +347,7 @@ def test_optional_privileges_are_warnings(harness: Harness, server: Secured) -> 
 def test_each_missing_privilege_is_named(harness: Harness, server: Secured, action: str) -> None:
     """Exit 3 with the action and the place."""
     use(harness, server, server.user(f"no_{action}", privileges_of(harness, optional=True, without=action)))
-    check(harness).assert_fault(3, action, "lacks")
+    looked(harness).assert_fault(3, action, "lacks")
 
 
 def on_each(names: Iterable[str], privileges: list[dict[str, Any]], database: str) -> list[dict[str, Any]]:

@@ -1,17 +1,21 @@
 """Checkpoints of every format that a release wrote: they are read, or refused with a cure."""
 
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from bson import Timestamp
 from bson.json_util import CANONICAL_JSON_OPTIONS, loads
 
+from distributary.assemble import Assembled
 from distributary.change import Position
+from distributary.engine.parts import Goal
 from distributary.errors import Failed
 from distributary.state import FORMAT, Built, Checkpoint, SourceIdentity
 from distributary.store.checkpoints import Checkpoints
-from tests.conftest import Databases
+from distributary.store.lease import Lease
+from tests.conftest import Databases, eventually
 from tests.harness import Harness
 
 #: Extended JSON of a stored checkpoint, one file per format, named by its number.
@@ -96,17 +100,57 @@ def test_the_present_format_is_kept(harness: Harness) -> None:
     assert form(written) == form(kept(FORMAT))
 
 
-def test_a_newer_format_is_refused_with_its_cure(harness: Harness) -> None:
-    """An older release touches nothing that a newer one wrote, and says what to do."""
-    harness.catch_up()
+def newer(harness: Harness) -> dict[str, Any]:
+    """Let the checkpoint be one of a newer release, and give it."""
     checkpoints = harness.databases.state.checkpoints
     checkpoints.update_one({"_id": "default"}, {"$set": {"format": FORMAT + 1}})
+    return dict(checkpoints.find_one({"_id": "default"}) or {})
+
+
+def test_a_newer_format_is_refused_with_its_cure(harness: Harness) -> None:
+    """An older release touches nothing that a newer one wrote, says what to do, and gives the lease back."""
+    harness.catch_up()
+    written = newer(harness)
     with pytest.raises(Failed, match=rf"has format {FORMAT + 1}.*reads up to {FORMAT}") as refused:
         harness.catch_up()
     assert "Run the newer release again" in refused.value.cure
-    found = checkpoints.find_one({"_id": "default"})
-    assert found is not None
-    assert found["format"] == FORMAT + 1
+    state = harness.databases.state
+    assert state.checkpoints.find_one({"_id": "default"}) == written
+    assert [each["holder"] for each in state.leases.find()] == [None]
+
+
+def test_an_older_standby_does_not_take_over_from_a_newer_release(harness: Harness) -> None:
+    """What waited for the lease while the checkpoint became a newer one ends before it publishes or writes anything."""
+    harness.catch_up()
+    Lease(harness.databases.state, "default", 60).acquire()
+    with harness.assembled() as assembled:
+        died: list[Failed] = []
+        standby = Thread(target=lambda: died.append(_refused(assembled)))
+        standby.start()
+        eventually(lambda: assembled.holder() is not None)
+        written = newer(harness)
+        harness.databases.state.leases.update_one({}, {"$set": {"holder": None}})
+        standby.join(30)
+    assert "reads up to" in died[0].message
+    assert harness.databases.state.checkpoints.find_one({"_id": "default"}) == written
+
+
+def _refused(assembled: Assembled) -> Failed:
+    with pytest.raises(Failed) as refused:
+        assembled.serve(Goal())
+    return refused.value
+
+
+def test_no_verb_of_an_older_release_goes_on_with_a_newer_state(harness: Harness) -> None:
+    """Each ends with exit code 1 and the cure, and leaves what is there as it is."""
+    harness.databases.raw.orders.insert_many([{"_id": each, "code": "same"} for each in range(2)])
+    harness.catch_up()
+    before = newer(harness), list(harness.databases.state.dead_letters.find())
+    verbs = ("status", "backfill", "position set now --yes", "jobs cancel 692100a0f1e2d3c4b5a69788")
+    for verb in (*verbs, "dead-letters list", "dead-letters discard --all --yes"):
+        assert f"this release reads up to {FORMAT}" in harness.said(*verb.split(), code=1), verb
+    state = harness.databases.state
+    assert (state.checkpoints.find_one({"_id": "default"}), list(state.dead_letters.find())) == before
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from pymongo import MongoClient
 from distributary import embedded
 from distributary.embedded import BINARY_VARIABLE, EmbeddedMongo, Member, find_mongod
 from distributary.errors import DistributaryError, EnvironmentFault
-from tests.conftest import Client, Databases, embedded_or_skip, eventually
+from distributary.testing.server import embedded_or_skip
+from tests.conftest import Client, Databases, eventually
 
 PARENT = """
 import os, sys

@@ -16,7 +16,7 @@ from distributary.assemble import Assembled
 from distributary.events.envelope import Message
 from distributary.operate.positions import mark_of
 from distributary.operate.replay import replay
-from distributary.ports import Sent
+from distributary.ports.events import Sent
 from distributary.store import outbox as store_outbox
 from distributary.store.jobs import Jobs
 from tests.conftest import Databases, eventually
@@ -136,9 +136,9 @@ def test_every_change_of_a_published_collection_arrives(
         orders.update_one({"_id": 1}, {"$set": {"skus": ["b"], "customer": "C3"}})
         orders.insert_one(order(3, "C1", "x"))
         orders.delete_one({"_id": 2})
+        eventually(lambda: set(stored(databases, "customer")) == {'"C1"', '"C3"'})
         for name in ("lines", "customer"):
             topics.of[name.upper()].until(partial(equal_to, databases, name))
-    assert set(stored(databases, "customer")) == {'"C1"', '"C3"'}
     (undone,) = topics.of["EVENTS"].until(len)
     assert (event_of(undone)["data"], undone.ordering_key) == ({"order": 2}, "2")
 
@@ -194,16 +194,13 @@ def test_replays_publish_nothing_unless_they_are_asked(
 
 
 def test_all_records_are_published_on_request(harness: Harness, topics: Topics, databases: Databases) -> None:
-    """A backfill that changes nothing publishes nothing, and with --publish every record; a rebuild just so."""
+    """A backfill that changes nothing publishes nothing, and with --publish every record."""
     databases.raw["orders"].insert_many([order(number, "C", "a") for number in range(3)])
     harness.catch_up()
     topics.of["LINES"].until(lambda got: len(got) >= 3)
     run(harness, "backfill", "--transform", "orders")
     assert "3 records to be published" in run(harness, "backfill", "--transform", "orders", "--publish")
-    topics.of["LINES"].until(lambda got: len(got) >= 6)
-    run(harness, "rebuild", "orders", "users")
-    run(harness, "rebuild", "orders", "users", "--publish")
-    assert len(topics.of["LINES"].until(lambda got: len(got) >= 9)) == 9
+    assert len(topics.of["LINES"].until(lambda got: len(got) >= 6)) == 6
 
 
 @pytest.fixture
@@ -279,6 +276,45 @@ def test_events_of_a_key_stay_in_order_when_requests_fail(
     assert not service.faults
     for name in ("LINES", "CUSTOMER"):
         assert_in_order(service.of(name))
+
+
+@pytest.mark.parametrize("fault", ["no permission", "refuses everything"])
+def test_a_topic_that_fails_holds_up_no_other(
+    bounded: Harness, service: FaultyPubSub, databases: Databases, fault: str
+) -> None:
+    """The others go on up to the bound of the outbox; afterwards everything arrives, in order per key."""
+    orders, outbox = databases.raw["orders"], databases.state["outbox"]
+    bounded.settings = {**bounded.settings, "pubsub.outbox_events": "1000", "worker.batch_changes": "200"}
+    orders.insert_many([order(number, f"C{number % 3}", "a") for number in range(120)])
+    if fault == "no permission":
+        denied = Fault(grpc.StatusCode.PERMISSION_DENIED, times=1 << 30)
+        denied.when = lambda request: request.topic.endswith("/LINES")
+        service.faults = [denied]
+    else:
+        service.refuses = lambda message: message.attributes["ce-source"].endswith("/lines")
+    with bounded.running():
+        eventually(lambda: has_arrived(service, databases, "customer"))
+        orders.update_many({"_id": {"$lt": 10}}, {"$set": {"customer": "C9", "skus": ["b", "c"]}})
+        eventually(lambda: databases.derived["customer"].count_documents({"_id": "C9"}))
+        eventually(lambda: has_arrived(service, databases, "customer"))
+        assert service.of("LINES") == []
+        eventually(lambda: outbox.distinct("topic") == ["LINES"])
+        orders.insert_many([order(number, "C1", "a", "b") for number in range(200, 1200)])
+        eventually(lambda: outbox.count_documents({}) >= 1000)
+        assert databases.derived["lines"].count_documents({}) < 120 + 10 + 2000
+        status = json.loads(run(bounded, "status", "--json"))["workers"][0]
+        assert status["outbox_full"]
+        assert list(status["outbox_topics"]) == ["LINES"]
+        assert "topic LINES: " in run(bounded, "status")
+        service.faults, service.refuses = [], lambda _: False
+        for name in ("lines", "customer"):
+            eventually(partial(has_arrived, service, databases, name))
+            assert_in_order(service.of(name.upper()))
+        eventually(lambda: databases.derived["lines"].count_documents({}) == 120 + 10 + 2000)
+        for name in ("lines", "customer"):
+            eventually(partial(has_arrived, service, databases, name))
+            assert_in_order(service.of(name.upper()))
+    assert outbox.count_documents({}) == 0
 
 
 @pytest.mark.parametrize("verb", ["replay --from oldest", "backfill", "rebuild orders"])

@@ -420,19 +420,21 @@ def test_check_names_rollups(harness: Harness) -> None:
 def test_a_first_start_computes_groups_once(harness: Harness) -> None:
     """As long as a backfill goes on, groups of a rollup that comes after it are neither computed nor marked."""
     orders = harness.databases.raw["orders"]
-    orders.insert_many([{"_id": number, "customer": number % 7, "total": 1} for number in range(40)])
+    orders.insert_many([{"_id": number, "customer": number % 7, "total": 1} for number in range(400)])
     harness.settings = {"worker.job_documents_per_second": "20"}
     with harness.running():
         eventually(lambda: harness.databases.derived["orders_by_customer"].count_documents({}) > 10)
-        orders.insert_one({"_id": 100, "customer": 1, "total": 5})
-        eventually(lambda: harness.databases.derived["orders_by_customer"].find_one({"_id": 100}) is not None)
+        orders.insert_one({"_id": 1000, "customer": 1, "total": 5})
+        eventually(
+            lambda: harness.databases.derived["orders_by_customer"].find_one({"_id": 1000}) is not None
+        )
         assert harness.databases.state["pending"].count_documents({}) == 0
         assert harness.databases.derived["customer_spend"].count_documents({}) == 0
-        assert harness.databases.derived["orders_by_customer"].count_documents({}) < 41
+        assert harness.databases.derived["orders_by_customer"].count_documents({}) < 401
     harness.settings = {}
     harness.catch_up()
-    assert sum(each["orders"] for each in stored(harness).values()) == 41
-    assert stored(harness)[1]["spent"] == 6 + 5
+    assert sum(each["orders"] for each in stored(harness).values()) == 401
+    assert stored(harness)[1]["spent"] == 57 + 5
 
 
 def halt(monkeypatch: pytest.MonkeyPatch, harness: Harness, *, begun: bool) -> None:

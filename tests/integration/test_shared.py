@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bson import Decimal128
 
-from distributary.operate.verify import Verification, Verifier
+from distributary.parts import shared_of
 from tests.conftest import Databases, eventually
 from tests.harness import Harness
 
@@ -293,6 +292,12 @@ DAMAGES: dict[str, Callable[[Databases], object]] = {
         {"_id": {"k": 1, "s": "profile"}}, {"$set": {"f.name": "x"}}
     ),
     "a part was removed": lambda on: on.state["parts/customer"].delete_one({"_id": {"k": 1, "s": "profile"}}),
+    "a part was added": lambda on: on.state["parts/customer"].insert_one(
+        {"_id": {"k": 1, "s": "hand"}, "f": {"a": 1}}
+    ),
+    "what is no part was added": lambda on: on.state["parts/customer"].insert_many(
+        [{"_id": 5}, {"_id": {"k": 1}}, {"_id": {"k": 1, "s": 2}, "f": {}}, {"_id": {"s": "profile"}}]
+    ),
     "all parts were removed": lambda on: on.state["parts/customer"].delete_many({}),
 }
 
@@ -301,15 +306,27 @@ DAMAGES: dict[str, Callable[[Databases], object]] = {
 BESIDE = ("an item was removed", "a record was added", "a part was removed")
 
 
-@pytest.mark.parametrize(
-    ("damage", "alive"), [*((each, False) for each in DAMAGES), *((each, True) for each in BESIDE)]
-)
-def test_damage_is_found_and_repaired(harness: Harness, damage: str, *, alive: bool) -> None:
-    """Whatever a hand does to shared records or their parts, `verify` names it and `--repair` makes it good."""
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_repaired(harness: Harness, damage: str) -> None:
+    """Whatever a hand does to shared records or their parts is named, and can be made good."""
     filled(harness)
-    assert "equal" in harness.said("verify")
+    assert harness.verified().equal
     DAMAGES[damage](harness.databases)
-    with harness.running() if alive else nullcontext():
+    found = harness.verified()
+    assert {shared_of(each.collection) for each in found.differences} == {"customer"}
+    repaired = harness.verified(repair=True)
+    assert repaired.repaired
+    assert repaired.equal
+    assert harness.verified().equal
+    harness.assert_equal()
+
+
+@pytest.mark.parametrize("damage", BESIDE)
+def test_damage_is_found_and_repaired_beside_a_worker(harness: Harness, damage: str) -> None:
+    """`verify` names it in its answer and ends with 1, and `--repair` lets the worker make it good."""
+    filled(harness)
+    DAMAGES[damage](harness.databases)
+    with harness.running():
         found = json.loads(harness.said("verify", "--json", code=1))
         assert found["differences"]
         assert {each["collection"] for each in found["differences"]} == {"customer"}
@@ -319,29 +336,22 @@ def test_damage_is_found_and_repaired(harness: Harness, damage: str, *, alive: b
     harness.assert_equal()
 
 
-def verified(harness: Harness, sample: int = 0) -> Verification:
-    """Verify in this process."""
-    with harness.assembled() as assembled:
-        transforms = assembled.registry.transforms
-        return Verifier(assembled.sides(), transforms, assembled.watch(), sample=sample).run()
-
-
 def test_a_shared_record_is_one_record_whatever_its_parts(harness: Harness) -> None:
     """`verify` counts what is in the derived collection, and what should be; parts are not counted beside it."""
     filled(harness)
     stored = harness.databases.derived.customer.count_documents({})
     assert 0 < stored < harness.databases.state["parts/customer"].count_documents({})
-    assert verified(harness).records == stored
+    assert harness.verified().records == stored
     DAMAGES["a record was removed"](harness.databases)
     DAMAGES["a record was added"](harness.databases)
-    assert verified(harness).records == stored
+    assert harness.verified().records == stored
 
 
 def test_a_sample_is_of_shared_records_too(harness: Harness) -> None:
     """As many are compared as were drawn, by their own keys and by their parts', and no more."""
     harness.databases.raw.users.insert_many([user(number) for number in range(60)])
     harness.catch_up()
-    found = verified(harness, sample=5)
+    found = harness.verified(sample=5)
     assert found.equal
     assert found.documents == 5
     assert 5 <= found.records <= 10
@@ -352,7 +362,7 @@ def test_a_sample_of_all_finds_every_damage(harness: Harness, damage: str) -> No
     """A sample as large as what there is finds what a full verification finds."""
     filled(harness)
     DAMAGES[damage](harness.databases)
-    full, sample = verified(harness), verified(harness, sample=1000)
+    full, sample = harness.verified(), harness.verified(sample=1000)
     assert not full.equal
     assert sorted(sample.differences, key=repr) == sorted(full.differences, key=repr)
 
@@ -384,6 +394,17 @@ def test_shared_records_are_built_anew_and_brought_back(harness: Harness, *, kee
         harness.assert_equal()
         assert (seen(harness, 1) or {})["profile"]["name"] == "name of 1"
     assert "equal" in harness.said("verify")
+
+
+def test_a_rebuild_is_done_beside_what_is_no_part(harness: Harness) -> None:
+    """Whatever a hand put among the parts."""
+    filled(harness)
+    DAMAGES["what is no part was added"](harness.databases)
+    harness.write({"customers": CUSTOMERS.replace('"name": user["name"]', '"name": user["name"].upper()')})
+    harness.said("rebuild", "users", "orders")
+    assert (seen(harness, 1) or {})["profile"]["name"] == "NAME OF 1"
+    harness.said("verify", "--repair")
+    harness.assert_equal()
 
 
 def test_records_become_sections_by_a_rebuild_and_back(harness: Harness) -> None:

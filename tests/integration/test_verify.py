@@ -4,7 +4,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from subprocess import PIPE
 from threading import Event, Thread
@@ -18,8 +18,10 @@ from pymongo.database import Database
 from distributary.assemble import Assembled
 from distributary.errors import Failed
 from distributary.operate.jobs import carry_out
+from distributary.operate.sides import Sides
 from distributary.operate.verify import Verification, Verifier
 from distributary.operate.watch import Watch
+from distributary.source.documents import Documents
 from distributary.state import Job, JobKind
 from tests.conftest import Databases, eventually
 from tests.harness import ORDERS, Harness
@@ -58,14 +60,7 @@ def harness(databases: Databases, tmp_path: Path) -> Harness:
 
 def verify(harness: Harness, **options: Any) -> Verification:
     """Verify in this process."""
-    names = options.pop("names", None)
-    with harness.assembled() as assembled:
-        if options.pop("repair", False):
-            options["repair"] = lambda jobs: carry_out(assembled, jobs)
-        verifier = Verifier(
-            assembled.sides(), names or assembled.registry.transforms, assembled.watch(), **options
-        )
-        return verifier.run()
+    return harness.verified(**options)
 
 
 def answered(harness: Harness, *options: str) -> tuple[int, dict[str, Any]]:
@@ -356,23 +351,22 @@ def test_what_changed_since_a_worker_stopped_is_a_difference_and_said_to_be_behi
     assert "distributary run" in lines[-2]
 
 
+class Restless(Sides):
+    """Sides of which a document changes before each look at the source."""
+
+    @property
+    def documents(self) -> Documents:
+        """The source's documents, one of them changed."""
+        self.raw.people.update_one({"_id": 1}, [{"$set": {"name": {"$concat": ["$name", "!"]}}}])
+        return Documents(self.raw)
+
+
 def test_a_document_that_keeps_changing_without_a_worker_is_unsettled(harness: Harness) -> None:
     """It is counted, and is no difference."""
-    raw, stop = harness.databases.raw, Event()
-
-    def write() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            raw.people.update_one({"_id": 1}, {"$set": {"name": f"n{number}"}})
-
-    thread = Thread(target=write)
-    thread.start()
-    try:
-        found = verify(harness)
-    finally:
-        stop.set()
-        thread.join()
+    with harness.assembled() as assembled:
+        sides = assembled.sides()
+        restless = Restless(**{each.name: getattr(sides, each.name) for each in fields(sides)})
+        found = Verifier(restless, assembled.registry.transforms, assembled.watch()).run()
     assert (found.unsettled, found.equal, found.alive) == (1, True, False)
 
 

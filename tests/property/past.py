@@ -8,10 +8,10 @@ from bson import encode
 from pymongo.database import Database
 
 from distributary.change import CODEC, Identity, identity
+from distributary.derive.naming import SHADOW
 from distributary.derive.plan import Owner
 from distributary.derive.records import Place
 from distributary.derive.transform import Failure, Transform, derive
-from distributary.engine.rebuild import SHADOW
 from distributary.parts import is_parts
 from tests.conftest import Databases
 from tests.harness import content, put_together

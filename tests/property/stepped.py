@@ -11,20 +11,24 @@ from pymongo.errors import PyMongoError
 
 from distributary.assemble import Assembled
 from distributary.engine.ahead import DEPTH, Ahead, End, Slice
-from distributary.engine.commit import Stores
 from distributary.engine.derivation import Prepared
+from distributary.engine.parts import Parts
 from distributary.engine.pipeline import Pipeline, StreamEnded
+from distributary.engine.portions import Portion
 from distributary.engine.publishing import UNBOUNDED, Backlog, Outgoing
 from distributary.engine.retry import Verdict, judge
 from distributary.engine.rollups import Draining
+from distributary.engine.tail import Tail
 from distributary.engine.triggers import Reader, TriggersLost, TriggerTail
-from distributary.engine.worker import Parts, Worker, _Tail
+from distributary.engine.work import Stores
+from distributary.engine.worker import Worker
 from distributary.errors import CheckpointMoved, PositionLost
-from distributary.ports import Start
+from distributary.ports.source import Start
 from distributary.store.checkpoints import Checkpoints
 from distributary.store.jobs import Jobs
 from distributary.store.lease import LEASES, Lease
 from distributary.store.letters import Letters
+from distributary.store.untold import MongoUntold
 from tests.tap import Tap, TappedCheckpoints, TappedSink
 
 #: Batches that are derived ahead of the one that is committed: one waits, one is held by its thread.
@@ -58,8 +62,10 @@ class ByHand(Pipeline):
 
     def derive(self) -> bool:
         """Derive what was read, gathered to a batch; False when nothing was read or enough is derived."""
-        if self._ready.qsize() >= AHEAD or (self._read.empty() and self._pending is None):
+        nothing = self._read.empty() and self._pending is None and self._rest is None
+        if self._ready.qsize() >= AHEAD or nothing:
             return False
+        self._wanted = True
         batch = self._gather()
         if batch is not None:
             self._ready.put(batch if isinstance(batch, BaseException) else self._prepare(batch))
@@ -69,24 +75,26 @@ class ByHand(Pipeline):
         """Give the next batch, without waiting; none while it is held back."""
         return super().next(0) if self._ready.qsize() and not self.held else None
 
-    def close(self) -> None:
+    def close(self, seconds: float | None = None) -> None:
         """Nothing was started."""
 
 
 class AheadByHand(Ahead):
     """Reads slices ahead without a thread: as many as may wait, whenever one is taken."""
 
-    def __init__(self, slices: Iterator[Slice]) -> None:
+    def __init__(self, slices: Iterator[Slice], stop: Event) -> None:  # noqa: ARG002 - there is no thread
         self._taken = slices
-        self._waiting: list[Slice | End] = []
+        self._waiting: list[Slice | None] = []
 
-    def next(self, seconds: float) -> Slice | End | None:  # noqa: ARG002 - nothing is waited for
+    def next(self, seconds: float) -> Slice | None:  # noqa: ARG002 - nothing is waited for
         """Give the next slice, and read those behind it."""
         while len(self._waiting) <= DEPTH:
-            self._waiting.append(next(self._taken, End()))
-        return self._waiting.pop(0)
+            self._waiting.append(next(self._taken, None))
+        if (part := self._waiting.pop(0)) is None:
+            raise End
+        return part
 
-    def close(self) -> None:
+    def close(self, seconds: float) -> None:
         """Nothing was started."""
 
 
@@ -138,6 +146,7 @@ class Stepped:
             Letters(databases.state, name),
             Jobs(databases.state, name),
             assembled.outbox(),
+            MongoUntold(databases.state, name),
         )
         lease = Lease(databases.state, name, assembled.config.worker.lease_seconds)
         databases.state[LEASES].update_one(
@@ -150,7 +159,7 @@ class Stepped:
         settings = assembled._settings()
         self._settings = replace(settings, bounds=replace(settings.bounds, linger=0))
         self._worker = Worker(self._parts, assembled.wanted(), self._settings, fence, Event())
-        self._tail: _Tail | None = None
+        self._tail: Tail | None = None
 
     def open(self) -> None:
         """Open the stream where the checkpoint says and commit that, if it is not open."""
@@ -165,11 +174,13 @@ class Stepped:
                 self._worker._lose(error, opened=False)
                 continue
             followed = self._worker._followed
-            self._tail = _Tail(
-                self._parts, self._settings, committer, source, Event(), NOTHING_GOES_OUT, followed
+            bounds = self._settings.bounds
+            portion = Portion(1 + bounds.changes // 3)  # so that batches are cut
+            self._tail = Tail(
+                self._parts, self._settings, committer, source, Event(), NOTHING_GOES_OUT, followed, portion
             )
             self._tail._pipeline = ByHand(
-                source, self._tail._derivation, self._settings.bounds, committer.horizon
+                source, self._tail._derivation, bounds, committer.horizon, portion=portion
             )
             self._tail._pipeline.start()
             self._tail._draining = DrainingByHand(self._parts.groups, committer)
@@ -190,7 +201,7 @@ class Stepped:
     def react(self) -> None:
         """Read one reply of the triggers' stream, and call them."""
 
-        def read(tail: _Tail) -> None:
+        def read(tail: Tail) -> None:
             reader = _triggers(tail)._reader
             assert isinstance(reader, ReaderByHand)
             reader.read_on()
@@ -199,7 +210,7 @@ class Stepped:
 
     def step(self) -> None:
         """Commit the next batch that is derived, if there is one, and do a slice of the job at hand."""
-        self._judged(_Tail._step)
+        self._judged(Tail._step)
 
     def slice(self) -> None:
         """Do a slice of the job at hand, while what is derived waits."""
@@ -224,11 +235,11 @@ class Stepped:
             self.react()
             self.step()
             if self._tail is not None and self._tail._done(goal):
-                self._judged(_Tail._save)
+                self._judged(Tail._save)
                 return
         raise AssertionError("the worker does not catch up")
 
-    def _judged(self, action: Callable[[_Tail], object]) -> None:
+    def _judged(self, action: Callable[[Tail], object]) -> None:
         """Do something with an open stream; what the worker would wait out has it opened again."""
         self.open()
         assert self._tail is not None
@@ -260,7 +271,7 @@ class Stepped:
         self.session.end_session()
 
 
-def _slice(tail: _Tail) -> None:
+def _slice(tail: Tail) -> None:
     _hand(tail).held = True
     try:
         tail._step()
@@ -268,11 +279,11 @@ def _slice(tail: _Tail) -> None:
         _hand(tail).held = False
 
 
-def _triggers(tail: _Tail) -> TriggerTail:
+def _triggers(tail: Tail) -> TriggerTail:
     assert tail._triggers is not None
     return tail._triggers
 
 
-def _hand(tail: _Tail) -> ByHand:
+def _hand(tail: Tail) -> ByHand:
     assert isinstance(tail._pipeline, ByHand)
     return tail._pipeline

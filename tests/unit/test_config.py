@@ -109,6 +109,21 @@ def test_a_secret_in_a_file(tmp_path: Path) -> None:
     assert config.source.uri.get_secret_value() == URI
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """What an editor puts in front of the file, or of a secret's, is left out."""
+    secret, path = tmp_path / "uri", tmp_path / "distributary.toml"
+    secret.write_text(URI, "utf-8-sig")
+    path.write_text('[source]\ndatabase = "raw"\n[derived]\ndatabase = "derived"\n', "utf-8-sig")
+    config = load(path, {"DISTRIBUTARY_SOURCE__URI_FILE": str(secret)})
+    assert config.source.uri.get_secret_value() == URI
+
+
+def test_a_wait_for_more_changes_has_an_end() -> None:
+    """A linger of days would look like a worker that does nothing."""
+    fault = faults(None, {**LEAST, "DISTRIBUTARY_WORKER__LINGER_MILLISECONDS": "1000000000"})
+    assert "60000" in fault["worker.linger_milliseconds"].problem
+
+
 def test_a_secret_file_that_is_missing_is_one_fault() -> None:
     """The fault names the variable, and the key is not called missing as well."""
     environ = {"DISTRIBUTARY_SOURCE__URI_FILE": "nowhere", "DISTRIBUTARY_SOURCE__DATABASE": "raw"}

@@ -10,7 +10,8 @@ from pymongo.errors import AutoReconnect, OperationFailure
 from distributary.engine.begin import rollup_jobs
 from distributary.engine.commit import Committer
 from distributary.engine.rollups import GROUPS, LOOK_SECONDS, PAUSE, RETRY_SECONDS, Draining, rollup_job
-from distributary.ports import Behind, Drained, Group, PendingGroup
+from distributary.ports.records import Behind
+from distributary.ports.rollups import Drained, Group, PendingGroup
 from distributary.state import Job, JobKind
 from tests.conftest import eventually
 

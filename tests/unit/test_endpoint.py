@@ -5,11 +5,15 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
 from distributary import endpoint as module
 from distributary.endpoint import Endpoint, Page
 from distributary.errors import EnvironmentFault
 from tests.conftest import eventually
+
+#: What the log may quote, and no answer.
+VALUE = "Zz84Value"
 
 PAGES = {
     "/good": lambda: Page(200, "text/plain", b"all is well\n"),
@@ -65,6 +69,28 @@ def test_other_paths_are_not_found(endpoint: Endpoint) -> None:
     assert "script" not in answer
 
 
+def test_a_page_that_fails_is_told_once_and_answered() -> None:
+    """The answer is 500 without the reason, which the log has with the path, and the endpoint goes on."""
+
+    def fail() -> Page:
+        raise ValueError(f"no page of {VALUE}")
+
+    failing = Endpoint("127.0.0.1", 0, {**PAGES, "/failing": fail})
+    failing.start()
+    try:
+        with capture_logs() as log:
+            answers = [asked(failing, "GET /failing") for _ in range(2)]
+        assert list(map(status, answers)) == [500, 500]
+        assert status(asked(failing, "GET /good")) == 200
+    finally:
+        failing.close()
+    assert VALUE not in "".join(answers)
+    (line,) = log
+    assert (line["event"], line["path"]) == ("page not made", "/failing")
+    assert line["error"] == f"ValueError: no page of {VALUE}"
+    assert "in fail\n" in line["traceback"]
+
+
 def test_a_port_that_is_taken_is_told_with_a_cure(endpoint: Endpoint) -> None:
     """Who starts two workers on one port is told of the key and what to do."""
     with pytest.raises(EnvironmentFault, match=f"127.0.0.1:{endpoint.port}") as caught:
@@ -82,7 +108,7 @@ def test_an_address_of_another_machine_is_told_with_a_cure() -> None:
 
 def test_who_is_slow_is_sent_away(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that does not end is ended, however it goes on, and meanwhile others are answered."""
-    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 2)
     with socket.create_connection(("127.0.0.1", endpoint.port), timeout=20) as slow:
         slow.sendall(b"GET /good HTTP/1.0\r\n")
         assert status(asked(endpoint, "GET /good")) == 200

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from queue import Queue
 from threading import Event
+from threading import enumerate as enumerate_threads
+from time import monotonic
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -20,17 +22,20 @@ from distributary.derive.plan import Owner
 from distributary.derive.records import DerivedCollection, Place, Record
 from distributary.derive.transform import Failure, Transform, derive
 from distributary.engine import begin
+from distributary.engine.ahead import Overtaken
 from distributary.engine.begin import Wanted
 from distributary.engine.breaker import Breaker
-from distributary.engine.commit import Committer, Stores
+from distributary.engine.commit import Committer
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.horizon import Horizon
 from distributary.engine.pace import Limits
-from distributary.engine.pipeline import Bounds, Pipeline, StreamEnded
+from distributary.engine.parts import Goal, Parts, Settings
+from distributary.engine.pipeline import FEW, Bounds, Pipeline, StreamEnded
 from distributary.engine.slices import Slices
-from distributary.engine.worker import Goal, Parts, Settings, Worker
+from distributary.engine.work import Stores
+from distributary.engine.worker import Worker
 from distributary.errors import Failed, LeaseLost, PositionLost, TooManyDeadLetters
-from distributary.ports import Batch, Start
+from distributary.ports.source import Batch, Start
 from distributary.state import (
     BEGINNING,
     Built,
@@ -42,6 +47,7 @@ from distributary.state import (
     LetterKind,
     SourceIdentity,
 )
+from tests.conftest import eventually
 from tests.fakes import (
     Deployment,
     FakeCheckpoints,
@@ -50,7 +56,9 @@ from tests.fakes import (
     FakeOutbox,
     FakeShelf,
     FakeSink,
+    FakeUntold,
     Raw,
+    Tailed,
 )
 from tests.tap import POINTS, Crash, Tap, TappedCheckpoints, TappedSink
 
@@ -141,7 +149,14 @@ class Bench:
         sink = TappedSink(FakeSink(self.deployment), self.tap)
         checkpoints = TappedCheckpoints(FakeCheckpoints(self.deployment), self.tap)
         letters, jobs = FakeLetters(self.deployment, "w"), FakeJobs(self.deployment, "w")
-        return Stores(sink, checkpoints, letters, jobs, FakeOutbox(self.deployment, "w"))
+        return Stores(
+            sink,
+            checkpoints,
+            letters,
+            jobs,
+            FakeOutbox(self.deployment, "w"),
+            FakeUntold(self.deployment, "w"),
+        )
 
     def worker(self, stop: Event | None = None) -> Worker:
         """Give one more holder of the lease."""
@@ -158,7 +173,7 @@ class Bench:
             oldest=lambda: None,
             prepare=lambda: None,
             shelf=FakeShelf(self.deployment),
-            draw=lambda: uuid4().hex,
+            draw=lambda: uuid4().hex[:8],
             told=iter,
         )
         fence = stores.checkpoints.raise_fence("w")
@@ -312,6 +327,52 @@ def test_a_lost_position_stops_the_worker_that_may_not_resync() -> None:
     assert bench.deployment.documents() == before
 
 
+class Torn(Tailed):
+    """A stream in which everything new is one transaction: a change at a time, each behind the commit of the last."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench.raw, frozenset({"raw"}), 1000)
+        self._bench = bench
+        self._left: list[Batch] = []
+
+    def read(self, wait_ms: int) -> list[Batch]:
+        """Give the next change."""
+        if not self._left:
+            (batch,) = super().read(wait_ms)
+            now = self._bench.raw.now
+            parts = [each._replace(time=now) for each in batch.changes]
+            self._left = [Batch([each], Position(each.token, now), 1, torn=True) for each in parts]
+            if not self._left:
+                return [batch]
+            self._left[-1] = self._left[-1]._replace(torn=False)
+            return [self._left.pop(0)]
+        eventually(lambda: self._is_torn() or self.closed)
+        return [self._left.pop(0)]
+
+    def _is_torn(self) -> bool:
+        stored = self._bench.stores().checkpoints.load("w")
+        assert stored
+        return stored.torn
+
+
+def test_a_run_ends_behind_the_whole_of_a_torn_transaction(bench: Bench) -> None:
+    """Though each part of it has the position's cluster time; a worker that starts between two parts does, too."""
+    bench.tell([IDLE, *(Put(number, {"lines": 1}) for number in range(4))])
+    bench.raw.source = lambda _: Torn(bench)  # type: ignore[method-assign, assignment, misc]
+    bench.tap.point, bench.tap.commits, bench.tap.action = "after the commit", 1, bench._end
+    with suppress(Crash):
+        bench.catch_up()
+    bench.tap.point = ""
+    stored = bench.stores().checkpoints.load("w")
+    assert stored is not None
+    assert (stored.torn, stored.is_level, stored.position.time) == (True, False, bench.raw.now)
+    bench.catch_up()
+    bench.check()
+    stored = bench.stores().checkpoints.load("w")
+    assert stored is not None
+    assert (stored.torn, stored.is_level) == (False, True)
+
+
 def test_who_lost_the_lease_commits_nothing(bench: Bench) -> None:
     """A worker whose fence is no longer the newest ends, and the new one's work stays."""
     bench.tell([Put(1), IDLE, Put(1, {"v": 1})])
@@ -430,6 +491,42 @@ def test_without_a_linger_nothing_waits() -> None:
     """A small batch goes at once when nothing else is there."""
     with reading(Script(), [batch(1, time=1)], linger=0) as pipeline:
         assert keys_of(pipeline.next(5)) == [1]
+
+
+def test_a_few_changes_are_gathered_until_they_are_waited_for() -> None:
+    """What comes while the caller is busy goes with the next batch, without a linger."""
+    script = Script()
+    with reading(script, [batch(1, time=1)], changes=1000, linger=0) as pipeline:
+        assert keys_of(pipeline.next(5)) == [1]
+        for number in range(2, 6):
+            script.replies.put([batch(number, time=number)])
+        script.replies.put([])
+        eventually(script.replies.empty)
+        assert keys_of(pipeline.next(5)) == [2, 3, 4, 5]
+
+
+def test_a_caller_without_patience_is_given_a_few_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there, though they are derived only when it asks; else they would wait for a whole slice of a job."""
+    monkeypatch.setattr("distributary.engine.pipeline.FEW_SECONDS", 60.0)
+    script = Script()
+    with reading(script, [batch(1, time=1)], changes=1000, linger=0) as pipeline:
+        assert keys_of(pipeline.next(5)) == [1]
+        script.replies.put([batch(2, time=2)])
+        script.replies.put([])
+        eventually(script.replies.empty)
+        assert keys_of(pipeline.next(0.0)) == [2]
+        assert pipeline.next(0.0) is None
+
+
+def test_many_changes_are_derived_ahead() -> None:
+    """What is enough for a batch of its own is derived while the caller is busy."""
+    script = Script()
+    with reading(script, [batch(1, time=1)], changes=1000, bytes=10_000, linger=0) as pipeline:
+        assert keys_of(pipeline.next(5)) == [1]
+        script.replies.put([batch(*range(FEW), time=2)])
+        eventually(lambda: pipeline.next(0.0))
+        script.replies.put([batch(*range(FEW), time=3)])
+        eventually(pipeline._ready.full)
 
 
 def test_an_idle_batch_passes_at_once() -> None:
@@ -641,6 +738,80 @@ def test_a_job_begins_anew_with_other_code(bench: Bench) -> None:
     assert slices.taken(begun) == begun
     anew = slices.taken(replace(begun, code={"orders": "0"}))
     assert (anew.stage, anew.after, anew.documents, anew.code) == ("", (), 0, {"orders": "1"})
+
+
+class Hang:
+    """A transform that hangs on the first document that it meets, until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go, self.left = Event(), Event(), Event()
+        self.met: list[Any] = []
+
+    def __call__(self, document: Document) -> Iterator[Record]:
+        """Derive one document."""
+        self.met.append(document["_id"])
+        if len(self.met) == 1:
+            self.begun.set()
+            self.go.wait(60)
+            self.left.set()
+        yield orders.record(document["_id"], {})
+
+
+@contextmanager
+def hanging() -> Iterator[tuple[Hang, Slices, Job]]:
+    """Give a scan that has been begun, and whose transform hangs on the first of its documents."""
+    hang = Hang()
+    bench = fresh()
+    bench.tell([*(Put(key) for key in range(4)), IDLE])
+    slices = Walk(bench).slices()
+    slices.derivation = derivation(bench.raw, made("orders", function=hang))
+    (job,) = slices.stores.jobs.ask([replace(BACKFILL, sweep=False)])
+    job = slices.run(slices.taken(job))
+    assert hang.begun.wait(10)
+    try:
+        yield hang, slices, job
+    finally:
+        hang.go.set()
+
+
+def test_a_scan_whose_transform_hangs_is_left_between_two_documents() -> None:
+    """Who leaves it does not wait for the transform; once that ends, no further document is derived."""
+    with hanging() as (hang, slices, _):
+        began = monotonic()
+        slices.close()
+        assert monotonic() - began < 5
+        assert not hang.left.is_set()
+        (thread,) = (each for each in enumerate_threads() if each.name == "scanner")
+        hang.go.set()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert hang.met == [0]
+
+
+def test_a_scan_begins_anew_beside_one_that_hangs() -> None:
+    """After a collection was dropped the next slices are read again, and what hangs commits nothing."""
+    with hanging() as (hang, slices, begun):
+        job = begun
+        slices.committer.overtaken.note([], void=True)
+        while not job.done:
+            job = slices.run(job)
+        assert not hang.left.is_set()
+        assert hang.met == [0, 0, 1, 2, 3]
+        assert job.documents == 4
+
+
+def test_what_the_stream_overtakes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a job is held no more documents are remembered than is said; then what was read ahead is not used."""
+    monkeypatch.setattr("distributary.engine.ahead.REMEMBERED", 10)
+    overtaken = Overtaken()
+    overtaken.begin()
+    seen = []
+    for keys in ([*range(10)], [10], [11]):
+        overtaken.note([(("raw", key), Timestamp(1, 1)) for key in keys], void=False)
+        seen.append((overtaken.void, len(overtaken._times or ())))
+    assert seen == [(False, 10), (True, 0), (True, 0)]
+    overtaken.begin()
+    assert not overtaken.void
 
 
 def test_parked_documents_that_are_gone_are_resolved_by_a_retry(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """A transform's fingerprint: it changes with the code that can reach the result, and with nothing else."""
 
+import ast
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import bson
 import pytest
 
 import distributary
+from distributary.derive.fingerprint import form
 from distributary.derive.transform import Transform
 from distributary.plugins import load
 
@@ -281,6 +283,18 @@ def test_deep_code_is_no_obstacle(tmp_path: Path) -> None:
     rule = f"def rate(x):\n    if not x:\n        return {addition}\n{chain}\n\ndef unused(line):"
     files = {**FILES, "orders.py": ORDERS.replace("def rate(line):", rule)}
     assert orders(tmp_path / "t", files).fingerprint != FINGERPRINT
+
+
+def test_what_newer_pythons_add_to_the_tree_does_not_count() -> None:
+    """Parameters of types that nothing has, which trees have from 3.12 on, and in any later field that is empty."""
+    source = "def f(x):\n    return 1\n\nclass C:\n    pass\n"
+    tree, newer = ast.parse(source), ast.parse(source)
+    for node in newer.body:
+        node._fields = (*node._fields, "type_params", "later")  # type: ignore[misc]
+        node.type_params, node.later = [], None  # type: ignore[attr-defined]
+    assert form(newer) == form(tree)
+    newer.body[0].later = "told"  # type: ignore[attr-defined]
+    assert form(newer) != form(tree)
 
 
 @pytest.mark.parametrize("version", OTHER_PYTHONS)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from bson import Timestamp
 from pymongo.errors import AutoReconnect
 from structlog.testing import capture_logs
@@ -51,6 +52,16 @@ def test_what_is_looked_up_is_told_again_and_again() -> None:
         eventually(lambda: len(told.standings) >= 3)
     seen = len(told.standings)
     assert told.standings == [STANDING] * seen
+
+
+def test_an_outage_that_lasts_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that scrolled out of sight is followed by another one, as with every trouble that lasts."""
+    monkeypatch.setattr("distributary.engine.news.AGAIN_SECONDS", 0.0)
+    outage: list[Exception | None] = [AutoReconnect("away")] * 3
+    told = Told()
+    with capture_logs() as log, looking(outage, told):
+        eventually(lambda: told.standings)
+    assert [line["error"] for line in log] == ["away"] * 3
 
 
 def test_an_outage_is_logged_once_and_waited_out() -> None:

@@ -13,7 +13,7 @@ from distributary.derive.records import DerivedCollection, Record
 from distributary.derive.transform import Transform
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.horizon import Horizon
-from distributary.ports import Batch, Snapshot
+from distributary.ports.source import Batch, Snapshot
 from distributary.state import BEGINNING
 from tests.fakes import Document, Raw
 

@@ -15,7 +15,8 @@ from distributary.events.envelope import Message
 from distributary.forecast import Forecast
 from distributary.metrics import DECLARED, LABELS, PREFIX, Kind
 from distributary.parts import parts_of
-from distributary.ports import Held, Outcome, Sent, Waiting
+from distributary.ports.events import Held, Sent, Waiting
+from distributary.ports.sink import Outcome
 from distributary.recording import Names, Recording
 from distributary.state import Job, JobKind
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from distributary.derive.faults import faults
 from distributary.derive.fingerprint import Code
+from distributary.derive.found import Declared, Found, Marked
+from distributary.derive.naming import index_keys, shadowed, source_name_problem
 from distributary.derive.records import DerivedCollection
-from distributary.derive.registry import Declared, Found, Marked, Registry, build, faults, index_keys
+from distributary.derive.registry import Registry, build
 from distributary.derive.transform import Mark
 from distributary.errors import ConfigurationError
 
@@ -155,7 +158,39 @@ BAD_NAMES: dict[object, str] = {
 }
 
 
-@pytest.mark.parametrize(("name", "reason"), [*BAD_NAMES.items(), ("ä" * 100, "185 bytes")])
+#: Names that a source collection may have, and a derived one may not.
+OURS: dict[object, str] = {
+    "parts/orders": "the engine's",
+    "orders__rebuild_notes": "those of rebuilds",
+    "orders__rebuild_0a1b2c3d": "those of rebuilds",
+    "orders__previous": "those of rebuilds",
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_source_may_have_names_that_are_ours(name: Any) -> None:
+    """What rebuilds put over and drop lies in the derived database only."""
+    assert not source_name_problem(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "collection"),
+    [
+        ("orders__rebuild_0a1b2c3d", "orders"),
+        ("parts/orders__rebuild_0a1b2c3d", "parts/orders"),
+        ("orders__rebuild_notes", ""),
+        ("orders__rebuild_0a1b2c3d_copy", ""),
+        ("orders__rebuild_0A1B2C3D", ""),
+        ("__rebuild_0a1b2c3d", ""),
+        ("orders", ""),
+    ],
+)
+def test_shadows_are_known_by_their_names(name: str, collection: str) -> None:
+    """Only what a rebuild names so is taken for its shadow, and dropped when it is left behind."""
+    assert shadowed(name) == collection
+
+
+@pytest.mark.parametrize(("name", "reason"), [*BAD_NAMES.items(), *OURS.items(), ("ä" * 84, "167 bytes")])
 def test_bad_collection_names_are_refused(name: Any, reason: str) -> None:
     """What MongoDB does not take as a collection's name is a fault that names the rule."""
     (problem,) = problems(collections=[DerivedCollection(name)])

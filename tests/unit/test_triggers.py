@@ -130,7 +130,7 @@ def test_bad_options_are_faults(tmp_path: Path, options: str, problem: str) -> N
     [
         pytest.param(
             '@trigger("f")\ndef a(c): ...\n@transform("g", name="a")\ndef b(d): ...\n',
-            "a transform is, as a trigger, called 'a'; the first is at",
+            "a transform and a trigger are both called 'a'; the other is at",
             id="name of both",
         ),
         pytest.param(

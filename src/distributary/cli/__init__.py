@@ -100,7 +100,9 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return _nobody_reads()
-    except Exception as error:  # noqa: BLE001 - the last place that can tell of a failure
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the last place that can tell of a failure
         from distributary.cli.failures import tell  # noqa: PLC0415 - the driver is slow to import
 
         return tell(error)

@@ -12,7 +12,7 @@ from distributary.cli.common import config_option, emit_json, json_option, open_
 from distributary.cli.following import follow
 from distributary.operate.backfill import backfills, part
 from distributary.operate.jobs import refuse_other_code
-from distributary.operate.publishing import refuse_unpublished, tellings
+from distributary.operate.publishing import refuse_unpublished, told_of
 from distributary.state import Job, JobKind
 
 
@@ -49,7 +49,7 @@ def command(
         if query is not None:
             jobs = [part(databases.raw, _single(jobs), query)]
         if publish:
-            jobs += tellings(plugged, chosen)
+            jobs = told_of(plugged, chosen, jobs)
         done = follow(assembled, jobs, "Deriving", as_json=as_json)
     if as_json:
         emit_json({"jobs": [_answer(each) for each in done]})

@@ -12,10 +12,12 @@ from distributary.assemble import connect, registry, topics
 from distributary.cli.common import config_option, console, emit_json, json_option, open_config
 from distributary.cli.failures import of_driver
 from distributary.config import Config, PubSub, redact
+from distributary.counting import counted
 from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, EnvironmentFault
 from distributary.log import without_credentials
 from distributary.operate.check import Finding, Level, Preflight, exit_code, faults, ok
+from distributary.operate.roles import LeastRole, roles, script
 from distributary.operate.topics import SUBJECT, findings, published, unpublished
 
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
@@ -27,7 +29,13 @@ _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "red"}
 @click.option(
     "--fix", is_flag=True, help="Switch on the images that triggers want, and create missing topics."
 )
-def command(config_path: Path | None, *, fix: bool, as_json: bool) -> int:
+@click.option(
+    "--roles",
+    "only_roles",
+    is_flag=True,
+    help="Print a script for mongosh that creates the roles that the users need, and look at nothing.",
+)
+def command(config_path: Path | None, *, fix: bool, only_roles: bool, as_json: bool) -> int:
     """Look whether everything that a worker needs is there; nothing is written without --fix.
 
     With --fix, source collections whose triggers want the document before or behind a change keep it from now on
@@ -35,7 +43,12 @@ def command(config_path: Path | None, *, fix: bool, as_json: bool) -> int:
 
     Shows every finding with its cure. Exit code 2 when configuration or transform modules are wrong, else 3
     when the environment is; warnings leave it at 0.
+
+    With --roles, MongoDB is not asked: the roles are those of this configuration, with --fix also for that.
     """
+    if only_roles:
+        _print_roles(roles(open_config(config_path), fix=fix), as_json=as_json)
+        return 0
     findings = []
     for finding in _found(config_path, fix=fix):
         findings.append(finding)
@@ -46,6 +59,13 @@ def command(config_path: Path | None, *, fix: bool, as_json: bool) -> int:
     else:
         click.echo(_summary(findings))
     return exit_code(findings)
+
+
+def _print_roles(least: Sequence[LeastRole], *, as_json: bool) -> None:
+    if as_json:
+        emit_json({"roles": [{"on": each.on, "command": each.command} for each in least]})
+    else:
+        click.echo(script(least), nl=False)
 
 
 def _found(config_path: Path | None, *, fix: bool) -> Iterator[Finding]:
@@ -109,5 +129,5 @@ def _summary(findings: Sequence[Finding]) -> str:
     levels = [each.level for each in findings]
     wrong, warnings = levels.count(Level.FAULT), levels.count(Level.WARNING)
     if not wrong:
-        return f"Ready to run, {warnings} warnings." if warnings else "Ready to run."
-    return f"Not ready: {wrong} faults, {warnings} warnings."
+        return f"Ready to run, {counted(warnings, 'warning')}." if warnings else "Ready to run."
+    return f"Not ready: {counted(wrong, 'fault')}, {counted(warnings, 'warning')}."

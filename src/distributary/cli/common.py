@@ -13,7 +13,7 @@ from rich.console import Console
 from distributary import log
 from distributary.cli.progress import Bar, Lines, Progress
 from distributary.config import Config, load
-from distributary.parts import is_parts, shared_of
+from distributary.parts import is_parts, names_part, shared_of
 
 __all__ = [
     "Progress",
@@ -67,7 +67,7 @@ def publish_option(function: _F) -> _F:
 def open_config(path: Path | None) -> Config:
     """Load the configuration and set up the log as it says; raises `ConfigurationError`."""
     config = load(path)
-    log.configure(config.log.format, config.log.level)
+    log.configure(config.log.format, config.log.level, values=config.log.values)
     return config
 
 
@@ -104,7 +104,7 @@ def progress(
 
 def named(collection: str, key: Any) -> str:
     """Name a record for people: `orders 42`, and a part as it is seen: `customer 42 policies 7`."""
-    if not is_parts(collection):
+    if not is_parts(collection) or not names_part(key):
         return f"{collection} {one_line(key)}"
     item = f" {one_line(key['i'])}" if "i" in key else ""
     return f"{shared_of(collection)} {one_line(key['k'])} {key['s']}{item}"

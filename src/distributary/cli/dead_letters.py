@@ -9,7 +9,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from distributary.assemble import Assembled, connect, registry
+from distributary.assemble import Assembled, connect_known, registry
 from distributary.cli.common import (
     config_option,
     console,
@@ -67,7 +67,7 @@ def list_(
     config_path: Path | None, transform: str | None, kind: str | None, limit: int, *, as_json: bool
 ) -> None:
     """List dead letters, the last first, with the id that `show` takes."""
-    with connect(open_config(config_path)) as databases:
+    with connect_known(open_config(config_path)) as databases:
         found = listing(databases.state, transform, LetterKind(kind) if kind else None, limit)
     if as_json:
         emit_json({"letters": [answer(each) for each in found.letters], "total": found.total})
@@ -82,7 +82,7 @@ def list_(
 def show(config_path: Path | None, id: str, *, as_json: bool) -> None:  # noqa: A002 - click names it after the argument
     """Show everything that is known of one dead letter, and what to do about it."""
     config = open_config(config_path)
-    with connect(config) as databases:
+    with connect_known(config) as databases:
         stored = one(databases.state, id)
     if as_json:
         emit_json({"letter": answer(stored)})
@@ -117,12 +117,12 @@ def retry(
     none of them is left, with 1 when some are.
     """
     if sum([bool(ids), bool(transform or kind), everything]) != 1:
-        raise click.UsageError("Give the ids, or --transform and --kind, or --all.")
+        raise click.UsageError("Give the ids, or --transform, --kind or both, or --all.")
     config = open_config(config_path)
     plugged = registry(config)
     if transform not in plugged.published:
         plugged.only([transform] if transform else [], "--transform")  # refuses a name that nothing has
-    with connect(config) as databases:
+    with connect_known(config) as databases:
         assembled = Assembled(config, databases, plugged)
         kinds = LetterKind(kind) if kind else None
         letters = chosen(databases.state, config.worker.name, ids, transform, kinds)
@@ -171,11 +171,11 @@ def discard_(
     when they are discarded, with 1 when the answer is no.
     """
     if sum([bool(ids), bool(transform or kind), everything]) != 1:
-        raise click.UsageError("Give the ids, or --transform and --kind, or --all.")
+        raise click.UsageError("Give the ids, or --transform, --kind or both, or --all.")
     if as_json and not yes:
         raise click.UsageError("--json does not ask; give --yes with it.")
     config = open_config(config_path)
-    with connect(config) as databases:
+    with connect_known(config) as databases:
         worker = config.worker.name
         letters = chosen(databases.state, worker, ids, transform, LetterKind(kind) if kind else None)
         if transform and not letters:

@@ -8,7 +8,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from distributary.assemble import connect
+from distributary.assemble import connect_known
 from distributary.cli.common import config_option, console, emit_json, json_option, open_config
 from distributary.errors import Failed
 from distributary.operate.jobs import known
@@ -78,7 +78,7 @@ def cancel(config_path: Path | None, id: str) -> None:  # noqa: A002 - click nam
 @contextmanager
 def _jobs(config_path: Path | None) -> Iterator[Jobs]:
     config = open_config(config_path)
-    with connect(config) as databases:
+    with connect_known(config) as databases:
         yield Jobs(databases.state, config.worker.name)
 
 

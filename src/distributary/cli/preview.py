@@ -130,7 +130,7 @@ def _document(source: str, each: DocumentDiff, columns: int) -> Iterator[Text]:
     yield Text()
     yield Text(legible(f"{source} {one_line(each.key)}{_said(each)}"), "bold")
     if each.failure is not None:
-        yield Text(legible(f"  {each.failure.reason}"), "red")
+        yield Text(legible(f"  {each.failure.reason!s}"), "red")
         yield from (Text(legible(f"  {line}")) for line in each.failure.traceback.rstrip().splitlines())
     for record in each.records:
         if record.state not in (State.UNCHANGED, State.KEPT):

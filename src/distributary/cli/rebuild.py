@@ -1,6 +1,6 @@
 """`distributary rebuild`: build derived collections anew beside the live ones, and swap."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ from distributary.cli.common import (
     json_option,
     one_line,
     open_config,
-    publish_option,
 )
 from distributary.cli.following import follow
 from distributary.config import Config
 from distributary.operate.backfill import refuse_unknown
 from distributary.operate.jobs import refuse_other_code
-from distributary.operate.publishing import refuse_unpublished, tellings
+from distributary.operate.publishing import published_by, refuse_unpublished
 from distributary.operate.rebuild import drop, rebuild
 from distributary.state import Job
 
@@ -43,7 +42,9 @@ _KINDS = ("changed", "added", "removed", "equal")
     is_flag=True,
     help="Drop collections that no transform names any more.",
 )
-@publish_option
+@click.option(
+    "--publish", is_flag=True, help="Publish the records that differ from the old ones or are gone."
+)
 def command(
     config_path: Path | None,
     names: tuple[str, ...],
@@ -58,9 +59,9 @@ def command(
 
     Readers see the old collections, whole, until each new one takes its place in one step. The running worker does
     it between its batches, as a job that survives crashes and restarts; without one this process takes the lease and
-    does it. Nothing is published unless it is asked for; then every record is. Ctrl-C leaves the job to the worker,
-    `distributary jobs cancel` ends it and leaves the live collections as they are. Exits with 1 when it was cancelled
-    or cannot be done.
+    does it. With --publish, subscribers are told of each record that differs or is gone, behind the swap; without it
+    of none, and the answer counts what they have otherwise. Ctrl-C leaves the job to the worker, `distributary jobs
+    cancel` ends it and leaves the live collections as they are. Exits with 1 when it was cancelled or cannot be done.
     """
     if left_behind == bool(names) or (left_behind and (keep or undo or publish)) or (keep and undo):
         raise click.UsageError(
@@ -75,15 +76,16 @@ def command(
         refuse_unpublished(config, plugged, chosen)
     with connect(config) as databases:
         assembled = Assembled(config, databases, plugged)
-        job = rebuild(plugged, chosen, keep=keep, undo=undo)
+        job = rebuild(plugged, chosen, keep=keep, undo=undo, publish=publish)
         refuse_unknown(chosen, assembled.checkpoint())
         refuse_other_code(assembled, chosen)
-        jobs = [job, *(tellings(plugged, chosen) if publish else ())]
-        done, *_ = follow(assembled, jobs, "Rebuilding", as_json=as_json)
+        done, *_ = follow(assembled, [job], "Rebuilding", as_json=as_json)
+    subscribed = published_by(plugged, chosen) if config.pubsub else ()
+    differing = {name: count for name, count in _differing(done).items() if name in subscribed and count}
     if as_json:
-        emit_json(_answer(done))
+        emit_json(_answer(done, differing))
     else:
-        click.echo("\n".join(_lines(done)))
+        click.echo("\n".join([*_lines(done), *_told(done, differing)]))
     return 1 if done.cancelled else 0
 
 
@@ -102,7 +104,25 @@ def _drop(config: Config, *, as_json: bool) -> int:
     return 0
 
 
-def _answer(job: Job) -> dict[str, Any]:
+def _differing(job: Job) -> Mapping[str, int]:
+    """Give how many records of each collection are others than before."""
+    found = {} if job.cancelled else job.report.get("collections", {})
+    return {name: sum(each[kind] for kind in ("changed", "added", "removed")) for name, each in found.items()}
+
+
+def _told(job: Job, differing: Mapping[str, int]) -> Iterator[str]:
+    """Say what subscribers are told of, or what they have otherwise from now on, and what helps."""
+    for name, count in sorted(differing.items()):
+        if job.publish:
+            yield f"{name}: {count:,} records to be published"
+        else:
+            yield f"{name}: subscribers were told of none of the {count:,} records that differ."
+    if differing and not job.publish:
+        names = " ".join(f"--transform {name}" for name in job.transforms)
+        yield f"Let them empty what they keep, then run `distributary backfill {names} --publish`; next time --publish."
+
+
+def _answer(job: Job, differing: Mapping[str, int]) -> dict[str, Any]:
     return {
         "transforms": list(job.transforms),
         "written": job.written,
@@ -110,6 +130,8 @@ def _answer(job: Job) -> dict[str, Any]:
         "differing": job.report.get("differing", 0),
         "collections": job.report.get("collections", {}),
         "cancelled": job.cancelled,
+        "told": differing if job.publish else {},
+        "untold": {} if job.publish else differing,
     }
 
 

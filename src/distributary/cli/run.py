@@ -12,14 +12,15 @@ from types import FrameType
 import click
 
 from distributary import log
-from distributary.assemble import Assembled, connect, recording, registry, topics
+from distributary.assemble import Assembled, connect, recording, registry, topics, tracing
 from distributary.cli.common import config_option, open_config
+from distributary.cli.failures import tell
+from distributary.cli.leaving import Leaving
 from distributary.config import Http, PubSub
 from distributary.derive.registry import Registry
 from distributary.endpoint import Endpoint, Page
 from distributary.engine.observer import Phase
-from distributary.engine.worker import Goal
-from distributary.errors import Failed
+from distributary.engine.parts import Goal
 from distributary.health import Verdict
 from distributary.operate.topics import published
 from distributary.pubsub.standing import refuse
@@ -34,7 +35,10 @@ AT_ONCE = 8
 TICK = 0.2
 
 #: Seconds for giving the lease back when the work does not end.
-GIVE_UP_SECONDS = 2.0
+GIVE_UP_SECONDS = 0.5
+
+#: Seconds behind those for the work after which the process has ended, whatever still holds it up.
+LEAVE_SECONDS = 1.5
 
 
 @click.command("run")
@@ -44,20 +48,32 @@ GIVE_UP_SECONDS = 2.0
     is_flag=True,
     help="End with 0 when the head seen at the start is reached, and everything is published.",
 )
-def command(config_path: Path | None, until_caught_up: bool) -> None:  # noqa: FBT001 - click passes flags
+def command(config_path: Path | None, until_caught_up: bool) -> int:  # noqa: FBT001 - click passes flags
     """Keep derived collections equal to their transforms, always on.
 
     SIGTERM and Ctrl-C finish the batch at hand, save the position and leave; a second one leaves at once.
     """
     config = open_config(config_path)
-    plugged = registry(config)
-    recorded = recording(plugged)
-    with serving(config.http, recorded), connect(config, recorded.elected) as databases:
-        assembled = Assembled(config, databases, plugged, observer=recorded)
-        _stop_on_signals(assembled)
-        _look_at_topics(config.pubsub, plugged)
-        now = assembled.goal_of_now()
-        _supervise(lambda: assembled.serve(now if until_caught_up else Goal()), assembled)
+    plugged, leaving = registry(config), Leaving()
+    with tracing(config, leaving.left) as spans:
+        recorded = recording(plugged, spans)
+        with serving(config.http, recorded), connect(config, recorded.elected) as databases:
+            assembled = Assembled(config, databases, plugged, observer=recorded)
+            _stop_on_signals(assembled)
+            with assembled.telling(recorded.health):
+                ended = _supervise(
+                    lambda: _work(assembled, until_caught_up=until_caught_up), assembled, leaving
+                )
+            if not ended:
+                leaving.now()
+    return leaving.code
+
+
+def _work(assembled: Assembled, *, until_caught_up: bool) -> None:
+    """Serve; raises at once when MongoDB does not answer at the start, or nothing can be published."""
+    _look_at_topics(assembled.config.pubsub, assembled.registry)
+    now = assembled.goal_of_now()
+    assembled.serve(now if until_caught_up else Goal())
 
 
 @contextmanager
@@ -98,14 +114,21 @@ def _look_at_topics(pubsub: PubSub | None, plugged: Registry) -> None:
         logger.warning("nothing is published", topics=sorted(wanted), reason="there is no pubsub.project")
 
 
-def _supervise(work: Callable[[], None], assembled: Assembled) -> None:
-    """Work in a thread of its own, so that a signal never meets a lock; raises what the work raised."""
+def _supervise(work: Callable[[], None], assembled: Assembled, leaving: Leaving) -> bool:
+    """Work in a thread of its own, so that a signal never meets a lock; tells what the work raised.
+
+    That is told before anything else is ended, which may hang, and the process ends with its exit code.
+
+    Gives False when it does not end in time though the process is asked to stop. Then it is given up: it is not
+    committed, so that nothing is lost, and the next holder of the lease does it.
+    """
+    patience = assembled.config.worker.shutdown_seconds
     failed: list[BaseException] = []
 
     def guarded() -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+        except BaseException as error:  # noqa: BLE001 - told by the main thread
             failed.append(error)
 
     thread = Thread(target=guarded, name="worker", daemon=True)
@@ -115,17 +138,19 @@ def _supervise(work: Callable[[], None], assembled: Assembled) -> None:
     if thread.is_alive():
         assembled.observer.enter(Phase.STOPPING)
         logger.info("stopping")
-    thread.join(assembled.config.worker.shutdown_seconds)
+        leaving.within(patience + LEAVE_SECONDS)
+    thread.join(patience)
     if thread.is_alive():
-        leaving = Thread(target=assembled.give_up, daemon=True)
-        leaving.start()
-        leaving.join(GIVE_UP_SECONDS)
-        raise Failed(
-            f"The batch at hand was not committed within {assembled.config.worker.shutdown_seconds:g} s.",
-            "Nothing is lost: it is done again at the next start. Raise worker.shutdown_seconds to wait longer.",
-        )
-    if failed:
-        raise failed[0]
+        giving_up = Thread(target=assembled.give_up, daemon=True)
+        giving_up.start()
+        giving_up.join(GIVE_UP_SECONDS)
+        logger.warning("batch given up", seconds=patience, reason="it did not end in time, and is done again")
+        return False
+    for error in failed:
+        if isinstance(error, BrokenPipeError):
+            raise error
+        leaving.code = tell(error)
+    return True
 
 
 def _stop_on_signals(assembled: Assembled) -> None:

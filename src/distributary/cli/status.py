@@ -19,15 +19,23 @@ from distributary.cli.common import config_option, console, emit_json, json_opti
 from distributary.config import Config
 from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, Fault
-from distributary.operate.status import JobStatus, TriggersStatus, WorkerState, WorkerStatus, iso, workers
+from distributary.operate.condition import Condition
+from distributary.operate.stages import stage_of
+from distributary.operate.status import JobStatus, TriggersStatus, WorkerStatus, iso, workers
 from distributary.state import JobKind
 from distributary.store.outbox import Unpublished
 from distributary.store.pending import PendingGroups
+from distributary.store.processes import Process
 
 #: Seconds between two looks of `--watch`.
 WATCH_SECONDS = 2.0
 
-_STYLES = {WorkerState.ACTIVE: "green", WorkerState.STOPPED: "yellow", WorkerState.NEVER: "dim"}
+_STYLES = {
+    Condition.ACTIVE: "green",
+    Condition.STUCK: "red",
+    Condition.SILENT: "red",
+    Condition.NEVER: "dim",
+}
 
 
 @click.command("status")
@@ -35,7 +43,7 @@ _STYLES = {WorkerState.ACTIVE: "green", WorkerState.STOPPED: "yellow", WorkerSta
 @json_option
 @click.option("--watch", is_flag=True, help="Look again every 2 seconds until Ctrl-C.")
 def command(config_path: Path | None, as_json: bool, watch: bool) -> None:  # noqa: FBT001 - click passes flags
-    """Show workers, positions, lag, history headroom, transforms, jobs and dead letters.
+    """Show how each worker is, why, and what to do next; positions, lag, history headroom, transforms, jobs.
 
     A worker that has nothing to do saves its position only every `worker.idle_save_seconds`.
     """
@@ -103,6 +111,7 @@ def _page(found: Iterable[WorkerStatus], faults: tuple[Fault, ...], out: Console
 
 def _worker(status: WorkerStatus, *, terminal: bool) -> Iterator[RenderableType]:
     yield _headline(status)
+    yield from _judgement(status)
     if status.position is not None and status.saved_at is not None:
         saved = f", saved {_ago(status.saved_at)}"
         yield Text(f"  position {iso(status.position.time)}{saved}; {_distance(status)}")
@@ -153,6 +162,10 @@ def _outbox(outbox: Unpublished, *, waits: bool) -> Iterator[Text]:
         yield Text(
             f"  outbox: {outbox.waiting:,} {some} to be published{since}{full}", "red" if waits else ""
         )
+        for topic, each in outbox.topics.items():
+            if each.waiting:
+                since = f", the oldest since {iso(each.since)}" if each.since else ""
+                yield Text(f"    topic {topic}: {each.waiting:,}{since}")
     if outbox.refused:
         events = "event" if outbox.refused == 1 else "events"
         cure = "`distributary dead-letters list` shows them"
@@ -162,7 +175,27 @@ def _outbox(outbox: Unpublished, *, waits: bool) -> Iterator[Text]:
 def _headline(status: WorkerStatus) -> Text:
     held = f", held by {status.holder}" if status.holder else ""
     text = Text(f"worker {status.name}: ", "bold")
-    return text.append(status.state.value, _STYLES[status.state]).append(held, "not bold")
+    word = status.judgement.condition
+    return text.append(word.value, _STYLES.get(word, "yellow")).append(held, "not bold")
+
+
+def _judgement(status: WorkerStatus) -> Iterator[Text]:
+    """Tell why the worker is as it is and what to do, and of the processes that do not hold the lease."""
+    if status.judgement.why:
+        yield Text(f"  why:  {status.judgement.why}", _STYLES.get(status.judgement.condition, "yellow"))
+    if status.judgement.cure:
+        yield Text(f"  next: {status.judgement.cure}")
+    for each in status.processes:
+        if each.name != status.holder:
+            yield _process(each)
+
+
+def _process(process: Process) -> Text:
+    name = f"  process {process.name}".rstrip()
+    if process.is_silent:
+        return Text(f"{name}: silent for {timedelta(seconds=round(process.silent_seconds))}", "dim")
+    answer = process.readyz if process.healthz["healthy"] else process.healthz
+    return Text(f"{name}: {answer['reason']}")
 
 
 def _distance(status: WorkerStatus | TriggersStatus) -> str:
@@ -199,9 +232,9 @@ def _parked(kinds: Mapping[str, int]) -> str:
 def _job(status: JobStatus) -> Text:
     job = status.job
     of = "" if status.total is None else f" of about {status.total:,}"
-    sweeps = job.stage and job.kind is not JobKind.ROLLUP
-    stage = f", now removing what lost its source from {job.stage}" if sweeps else ""
+    doing = stage_of(job)
+    stage = f", now {doing}" if doing else ""
     paused = ", paused" if job.paused else ""
-    return Text(
-        f"  {job.kind.value} of {job.source} ({job.reason}): {job.documents:,}{of} documents{stage}{paused}"
-    )
+    dropped = job.kind is JobKind.DROP
+    what, unit = (", ".join(map(str, job.keys)), "collections") if dropped else (job.source, "documents")
+    return Text(f"  {job.kind.value} of {what} ({job.reason}): {job.documents:,}{of} {unit}{stage}{paused}")

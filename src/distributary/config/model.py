@@ -102,7 +102,10 @@ class Worker(Section):
     idle_save_seconds: Duration = Field(
         default=10, description="Seconds between saved positions while nothing changes in the source."
     )
-    batch_changes: Count = Field(default=5000, description="Changes in one commit, at most.")
+    batch_changes: Count = Field(
+        default=5000,
+        description="Changes in one commit, at most; fewer where commits take longer than a second.",
+    )
     batch_bytes: Bytes = Field(
         default=ByteSize(16 * 1024**2),
         description="Bytes of changes in one commit, at most; a number or `16MiB`.",
@@ -113,10 +116,12 @@ class Worker(Section):
         " A number or `256KiB`.",
     )
     read_ahead_batches: Count = Field(
-        default=2, description="Batches that are read and derived while another is committed."
+        default=2,
+        description="Bound of what is read and not derived yet: so many times `batch_changes`; in bytes it is"
+        " `batch_bytes`. Besides, one derived batch waits at most while another is committed.",
     )
     linger_milliseconds: int = Field(
-        default=5, ge=0, description="Milliseconds that a small batch waits for more changes."
+        default=5, ge=0, le=60_000, description="Milliseconds that a small batch waits for more changes."
     )
     max_records: Count = Field(
         default=10_000,
@@ -142,8 +147,9 @@ class Worker(Section):
         default=10, description="Seconds after which a transform that still works on one document is logged."
     )
     shutdown_seconds: Duration = Field(
-        default=20,
-        description="Seconds for the batch under way to be committed when the worker is asked to stop.",
+        default=2.5,
+        description="Seconds for the batch under way to be committed when the worker is asked to stop; behind them it"
+        " is given up, and the process has ended 1.5 s later at the latest.",
     )
 
 
@@ -156,6 +162,11 @@ class DeadLetters(Section):
         description="Failed changes among the last `window` that stop the worker; 0: never.",
     )
     window: Count = Field(default=1000, description="Changes that `max_in_window` looks back on.")
+    values: bool = Field(
+        default=False,
+        description="Keep field values of documents that the messages of exceptions, of MongoDB and of Pub/Sub quote;"
+        " `false`: they are left out. The letter of a trigger has its change in any case.",
+    )
 
     @model_validator(mode="after")
     def _limit_is_reachable(self) -> "DeadLetters":
@@ -235,6 +246,18 @@ class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least level shown."
     )
+    values: bool = Field(
+        default=False, description="Show keys and field values of documents; `false`: they are left out."
+    )
+
+
+class Traces(Section):
+    """Traces of OpenTelemetry; where they go, and which are kept, is what its variables (`OTEL_…`) say."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Whether a span is made of each batch, its stages and what is published; wants the extra `traces`.",
+    )
 
 
 class Config(Section):
@@ -249,6 +272,7 @@ class Config(Section):
     pubsub: PubSub | None = None
     http: Http = Field(default_factory=Http)
     log: Log = Field(default_factory=Log)
+    traces: Traces = Field(default_factory=Traces)
 
 
 SECTIONS: Mapping[str, type[Section]] = {
@@ -261,6 +285,7 @@ SECTIONS: Mapping[str, type[Section]] = {
     "pubsub": PubSub,
     "http": Http,
     "log": Log,
+    "traces": Traces,
 }
 
 

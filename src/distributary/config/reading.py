@@ -15,6 +15,9 @@ from distributary.errors import Fault
 #: What follows the variable of a secret when it names a file.
 FILE_SUFFIX = "_FILE"
 
+#: UTF-8, with or without the byte order mark that some editors put in front.
+UTF8 = "utf-8-sig"
+
 
 class Setting(NamedTuple):
     """A value that was given, and the file or variable that it came from."""
@@ -77,7 +80,7 @@ def _read_table(section: str, table: dict[str, Any], file: Path, reading: Readin
 
 def _parsed(file: Path, reading: Reading) -> dict[str, Any] | None:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding=UTF8))
     except OSError as error:
         reading.fault(
             str(file), f"cannot be read: {error.strerror}.", "Name a file that exists and is readable."
@@ -126,7 +129,7 @@ def _read_secret(key: Key, environ: Mapping[str, str], reading: Reading) -> None
         reading.fault(f"{key} ({name})", f"{key.variable} is set too.", "Set only one of the two.")
         return
     try:
-        reading.settings[key] = Setting(Path(environ[name]).read_text(encoding="utf-8").strip(), name)
+        reading.settings[key] = Setting(Path(environ[name]).read_text(encoding=UTF8).strip(), name)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reading.unread.add(key)
         reason = error.strerror if isinstance(error, OSError) else "it is not a file of UTF-8 text"

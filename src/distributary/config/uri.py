@@ -1,8 +1,10 @@
 """MongoDB connection strings: checked offline, shown without secrets, compared by their hosts."""
 
 import re
+from typing import Any
 
 from pydantic import SecretStr
+from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
@@ -49,7 +51,7 @@ def _with_port(host: str) -> str:
 
 
 def fault_of(uri: str) -> tuple[str, str] | None:
-    """Give problem and cure of what the driver would refuse, or None; neither shows a part of a value.
+    """Give problem and cure of what the driver would refuse, or None; neither shows a secret.
 
     No name server is asked: what stands behind a `mongodb+srv` name is not checked here.
     """
@@ -57,7 +59,16 @@ def fault_of(uri: str) -> tuple[str, str] | None:
         parse_uri(_without_srv(uri))
     except (PyMongoError, ValueError, OSError):
         return _explained(uri)
-    return _explained(uri) if _is_bad_srv(uri) else None
+    return _explained(uri) if _is_bad_srv(uri) else _refused(uri)
+
+
+def _refused(uri: str) -> tuple[str, str] | None:
+    """Tell what each option allows and all together do not, such as a key without a certificate."""
+    try:
+        MongoClient[Any](_without_srv(uri), connect=False).close()
+    except (PyMongoError, ValueError, OSError) as error:
+        return f"is refused: {error}.", "Correct what authenticates the user, and the files that it names."
+    return None
 
 
 def _is_bad_srv(uri: str) -> bool:

@@ -10,6 +10,7 @@ from bson.raw_bson import RawBSONDocument
 
 from distributary.change import CODEC, Identity, Version, identity, new_tuple
 from distributary.parts import called, parts_of
+from distributary.quoting import quoting
 
 #: The one top-level field of a derived document that belongs to distributary.
 ENGINE_FIELD = "_src"
@@ -26,7 +27,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 
 class BadRecord(ValueError):
-    """A transform yielded what cannot be stored; the message says what and where."""
+    """A transform yielded what cannot be stored; the message, a `Quoting` if it quotes a field, says what and where."""
 
 
 class Record(NamedTuple):
@@ -209,7 +210,11 @@ def _encode_part(item: object, source: RawDocument, tail: int) -> EncodedRecord:
     """
     if not isinstance(item, Section | Item):
         raise BadRecord(
-            f"yielded {type(item).__name__} {item!r:.80}, not a record; use collection.record(...)"
+            quoting(
+                f"yielded {type(item).__name__} ",
+                f"{item!r:.80}",
+                ", not a record; use collection.record(...)",
+            )
         )
     collection, shown = item.collection, dict(_mapping(item))
     _check_key(collection, item.key)
@@ -228,7 +233,7 @@ def _encode_part(item: object, source: RawDocument, tail: int) -> EncodedRecord:
     try:
         document = encode({"_id": key, "f": shown, ENGINE_FIELD: source}, codec_options=CODEC)
     except (BSONError, UnicodeError, TypeError, OverflowError, RecursionError) as error:
-        raise BadRecord(f"{name} cannot be stored as BSON: {error}") from error
+        raise BadRecord(quoting(f"{name} cannot be stored as BSON: ", error)) from error
     if len(document) > MAX_RECORD_BYTES:
         raise BadRecord(f"{name} has {len(document):,} bytes; MongoDB's limit is 16 MB")
     return EncodedRecord((parts_of(collection.name), identity(key)), key, document, tail)
@@ -286,7 +291,7 @@ def _not_bson(collection: DerivedCollection, key: Any, fields: object, error: Ex
     record = f"record {_name(collection, key)}"
     if not isinstance(fields, Mapping):
         return BadRecord(f"{record}: fields must be a dict, not {type(fields).__name__}")
-    return BadRecord(f"{record} cannot be stored as BSON: {error}")
+    return BadRecord(quoting(f"{record} cannot be stored as BSON: ", error))
 
 
 def _name(collection: DerivedCollection, key: Any) -> str:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TypeVar
 
+from distributary.derive.faults import faults
 from distributary.derive.found import (
     Declared,
     DeclaredRollup,
@@ -14,8 +15,6 @@ from distributary.derive.found import (
     MarkedTrigger,
     all_declared,
     all_rollups,
-    faults,
-    index_keys,
 )
 from distributary.derive.pseudonyms import under, without_key
 from distributary.derive.records import DerivedCollection
@@ -25,8 +24,6 @@ from distributary.derive.trigger import Trigger
 from distributary.errors import ConfigurationError, Fault
 
 F = TypeVar("F", Transform, Trigger)
-
-__all__ = ["Declared", "Found", "Marked", "Registry", "build", "faults", "index_keys"]
 
 
 @dataclass(frozen=True)

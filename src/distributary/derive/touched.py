@@ -8,7 +8,7 @@ from distributary.change import Identity, identity
 from distributary.derive.plan import Desired, Plan, Stored
 from distributary.derive.rollup import Rollup, group_of
 from distributary.excerpt import excerpt
-from distributary.parts import is_parts, shared_of
+from distributary.parts import is_parts, names_part, shared_of
 
 #: Groups by their identity.
 Groups = dict[Identity, Any]
@@ -65,6 +65,8 @@ class Changed:
     def note(self, collection: str, key: Any) -> None:
         """Note a record, or the shared record of a part."""
         if is_parts(collection):
+            if not names_part(key):
+                return
             collection, key = shared_of(collection), key["k"]
         if collection in self._published:
             self.keys[collection][identity(key)] = key

@@ -1,10 +1,9 @@
 """Transforms: how authors mark them, and how one is applied to one document."""
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from types import GeneratorType, MappingProxyType
+from types import GeneratorType, MappingProxyType, TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from distributary.derive.records import (
@@ -20,6 +19,7 @@ from distributary.derive.records import (
 )
 from distributary.derive.rollup import Rollup, unsuitable
 from distributary.parts import called, is_parts, shared_of
+from distributary.quoting import of_error
 
 Yielded = Record | Section | Item
 Function = Callable[[dict[str, Any]], Iterable[Yielded] | Yielded | None]
@@ -114,7 +114,7 @@ class Transform:
 
 
 class Failure(NamedTuple):
-    """Why a document could not be derived."""
+    """Why a document could not be derived; both texts are `Quoting` where they may quote it."""
 
     reason: str
     traceback: str
@@ -161,8 +161,8 @@ def derive_or_raise(transform: Transform, document: dict[str, Any], limit: int) 
 def failure_of(error: Exception | SystemExit) -> Failure:
     """Give what is told of an error that a document was derived with."""
     if isinstance(error, BadRecord):
-        return Failure(str(error), "")
-    return Failure(f"{type(error).__name__}: {error}", _trace(error))
+        return Failure(error.args[0], "")
+    return Failure(*of_error(error, _trace(error)))
 
 
 def _encoded(transform: Transform, output: object, limit: int, source: RawDocument) -> list[EncodedRecord]:
@@ -222,9 +222,9 @@ def _repeated(records: list[EncodedRecord]) -> str:
     raise AssertionError("no key is repeated")
 
 
-def _trace(error: BaseException) -> str:
+def _trace(error: BaseException) -> TracebackType | None:
     """Give the traceback from the transform inwards, without the engine's own frames."""
     tail = error.__traceback__
     while tail and tail.tb_frame.f_globals.get("__name__") in _OWN:
         tail = tail.tb_next
-    return "".join(traceback.format_exception(type(error), error, tail))
+    return tail

@@ -22,6 +22,7 @@ from distributary.derive.records import (
     tail_of,
 )
 from distributary.derive.transform import Failure, failure_of
+from distributary.quoting import quoting
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -286,8 +287,12 @@ def _record(effect: object) -> Record:
     if isinstance(effect, Record):
         return effect
     raise BadRecord(
-        f"yielded {type(effect).__name__} {effect!r:.80}, which is no effect; use Publish(...) or "
-        "collection.record(...), keyed by the change: change.position is its own"
+        quoting(
+            f"yielded {type(effect).__name__} ",
+            f"{effect!r:.80}",
+            ", which is no effect; use Publish(...) or collection.record(...), keyed by the change: change.position"
+            " is its own",
+        )
     )
 
 
@@ -303,12 +308,17 @@ def _encoded(effect: Publish) -> bytes:
     """Check an event, and give its data in BSON."""
     topic, data, ordering_key, attributes = _fields(effect)
     if not (topic and _is_text(topic)):
-        raise BadRecord(f"published to {topic!r:.80}: a topic is a string that is not empty")
+        raise BadRecord(quoting("published to ", f"{topic!r:.80}", ": a topic is a string that is not empty"))
     if not isinstance(data, Mapping):
-        raise BadRecord(f"published {type(data).__name__} {data!r:.80} to {topic!r}: data is a dict")
+        what = type(data).__name__
+        raise BadRecord(quoting(f"published {what} ", f"{data!r:.80}", f" to {topic!r}: data is a dict"))
     if ordering_key is not None and not _is_text(ordering_key):
         raise BadRecord(
-            f"published to {topic!r} with the ordering key {ordering_key!r:.80}: it is a string; use str(...)"
+            quoting(
+                f"published to {topic!r} with the ordering key ",
+                f"{ordering_key!r:.80}",
+                ": it is a string; use str(...)",
+            )
         )
     if not isinstance(attributes, Mapping) or not all(
         _is_text(name) and _is_text(value) for name, value in attributes.items()
@@ -317,7 +327,9 @@ def _encoded(effect: Publish) -> bytes:
     try:
         encoded = encode(data, codec_options=CODEC)
     except (BSONError, UnicodeError, TypeError, OverflowError, RecursionError) as error:
-        raise BadRecord(f"what is published to {topic!r} cannot be stored as BSON: {error}") from error
+        raise BadRecord(
+            quoting(f"what is published to {topic!r} cannot be stored as BSON: ", error)
+        ) from error
     if len(encoded) > MAX_RECORD_BYTES // 2:
         raise BadRecord(f"what is published to {topic!r} has {len(encoded):,} bytes; the limit is 8 MB")
     return encoded

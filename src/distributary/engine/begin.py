@@ -7,11 +7,11 @@ from typing import NamedTuple
 from distributary.change import Position
 from distributary.derive.groups import groups
 from distributary.derive.transform import Transform
-from distributary.engine.commit import entry
 from distributary.engine.rebuild import CHANGED
 from distributary.engine.rollups import rollup_job
+from distributary.engine.sources import entry
 from distributary.errors import Failed
-from distributary.ports import Start
+from distributary.ports.source import Start
 from distributary.state import BEGINNING, Built, Checkpoint, Job, JobKind, SourceIdentity
 
 #: The fingerprint of a rollup that was built by another definition: its groups are of the one or of the other.
@@ -124,6 +124,7 @@ def _rebuilds(wanted: Wanted, changed: Sequence[str], known_jobs: Sequence[Job])
             group,
             CHANGED,
             code={name: code[name] for name in group},
+            publish=True,
         )
         for group in groups(collections, [name for name in changed if name not in asked])
     ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from distributary.errors import TooManyDeadLetters
+from distributary.quoting import quoting, together
 from distributary.state import Letter
 
 
@@ -29,9 +30,14 @@ class Breaker:
             raise self._error(letters[-1], failed, seen)
 
     def _error(self, letter: Letter, failed: int, seen: int) -> TooManyDeadLetters:
+        where = quoting(f"{letter.source}[", f"{letter.key!r:.80}", "]: ")
         return TooManyDeadLetters(
-            f"{failed:,} of the last {seen:,} changes could not be derived, the last one by transform "
-            f"{letter.transform!r} from {letter.source}[{letter.key!r:.80}]: {letter.reason}",
+            together(
+                f"{failed:,} of the last {seen:,} changes could not be derived, the last one by transform "
+                f"{letter.transform!r} from ",
+                where,
+                letter.reason,
+            ),
             "Correct the transform and start again: nothing was skipped. To park them instead, raise "
             "dead_letters.max_in_window (0: never stop).",
         )

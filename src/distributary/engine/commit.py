@@ -1,16 +1,17 @@
 """Committing: what a batch yields, its dead letters and jobs, the checkpoint and last the fence, together."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from bson import Timestamp
 from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
 
-from distributary.change import CollectionChange, Position, identity
+from distributary.change import Position
+from distributary.chunks import chunks
 from distributary.derive.batch import is_storable
-from distributary.derive.plan import Desired, Owner
+from distributary.derive.plan import Desired
 from distributary.derive.transform import Transform
 from distributary.derive.trigger import Event
 from distributary.engine.ahead import Overtaken
@@ -18,41 +19,21 @@ from distributary.engine.breaker import Breaker
 from distributary.engine.derivation import Prepared
 from distributary.engine.horizon import Horizon
 from distributary.engine.observer import SILENT, Observer, Part
-from distributary.parts import called
-from distributary.ports import (
-    Behind,
-    CheckpointStore,
-    Commit,
-    Drained,
-    Group,
-    Held,
-    JobStore,
-    LetterStore,
-    ManyRefused,
-    Marked,
-    Outbox,
-    Outcome,
-    Put,
-    RecordState,
-    RollupRefused,
-    Shown,
-    Sink,
-    TooMuch,
-)
+from distributary.engine.parked import Parked
+from distributary.engine.sources import attached, built_by, changed, with_shared
+from distributary.engine.work import Finished, Stores, Unwanted, Work, parts
+from distributary.ports.events import Commit, Held, Put
+from distributary.ports.records import Behind, RecordState, Shown, TooMuch
+from distributary.ports.rollups import Drained, Group, Marked, RollupRefused
+from distributary.ports.sink import ManyRefused, Outcome
 from distributary.state import (
-    Built,
     Checkpoint,
     Job,
     JobKind,
     Letter,
     LetterKey,
     LetterKind,
-    ParkedLetter,
 )
-
-#: What one transaction holds at most; more of a batch follows in others, before the position moves.
-PART_RECORDS = 60_000
-PART_BYTES = 48 * 1024 * 1024
 
 #: Parked documents whose records are carried into shadows at once.
 CARRIED = 200
@@ -63,54 +44,6 @@ ASSEMBLED = 1000
 #: BSONObjectTooLarge, TransactionTooLarge, TransactionExceededLifetimeLimitSeconds, TransactionTooLargeForCache
 #: (its number differs by version).
 TOO_LARGE = frozenset({10334, 257, 290, 313, 388})
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """What survives a restart, and the sink; all in one deployment, so that one transaction spans them."""
-
-    sink: Sink
-    checkpoints: CheckpointStore
-    letters: LetterStore
-    jobs: JobStore
-    outbox: Outbox
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is committed together; `retry` says that it was parked before, `due` what is to be tried again.
-
-    Where collections have shadows, records go into both, or into the shadows `alone`. `wanted` refuses to commit a job
-    that was cancelled. With `defer`, groups of rollups are left pending. What changes is published unless it is
-    `silent`, and with `states` what does not change as well.
-    """
-
-    desired: Sequence[Desired]
-    letters: Sequence[Letter]
-    checkpoint: Checkpoint
-    asked: Sequence[Job] = ()
-    progress: Job | None = None
-    foreign: Sequence[tuple[str, object]] = ()
-    retry: bool = False
-    due: Sequence[LetterKey] = ()
-    alone: bool = False
-    wanted: bool = False
-    defer: bool = False
-    silent: bool = False
-    states: bool = False
-
-
-class Unwanted(Exception):
-    """A job was cancelled before it was committed."""
-
-
-class Finished(NamedTuple):
-    """What a transaction wrote beside records."""
-
-    letters: list[Letter]
-    resolved: list[LetterKey]
-    checkpoint: Checkpoint
-    put: Put = Put()
 
 
 class Committer:
@@ -132,7 +65,7 @@ class Committer:
         self._transforms = transforms
         self._fence = fence
         self._breaker = breaker
-        self._parked = {_parked(each.key): each for each in stores.letters.parked()}
+        self._parked = Parked(stores.letters, transforms)
         self.checkpoint = checkpoint
         self.horizon = Horizon(checkpoint.ahead)
         self.overtaken = Overtaken()
@@ -161,16 +94,14 @@ class Committer:
 
     def parked_keys(self, transform: str) -> list[Any]:
         """Give the source keys that are parked for a transform."""
-        return [each.key.key for each in self._parked.values() if each.key.transform == transform]
+        return [each.key.key for each in self._parked.of(transform)]
 
     def begin(self, asked: Sequence[Job], *, freed: bool = False) -> None:
         """Commit the checkpoint that the worker starts from, with the jobs that it asks for.
 
         `freed` says that keys may be free now that were not: contested documents are tried again.
         """
-        due = (
-            [each.key for each in self._parked.values() if each.kind is LetterKind.CONTESTED] if freed else []
-        )
+        due = self._parked.contested if freed else []
         self._stores.sink.share(self.checkpoint.shared)
         for name, transform in self._transforms.items():
             built = self.checkpoint.transforms.get(name)
@@ -196,16 +127,17 @@ class Committer:
 
     def batch(self, prepared: Prepared, *, purge: bool) -> Outcome:
         """Commit a batch of the stream and move the position behind it."""
-        self._breaker.check(len(prepared.batch.changes), prepared.letters)
-        checkpoint = self.checkpoint.moved(prepared.batch.position).seen(prepared.shown)
-        checkpoint, returned = _attached(checkpoint, prepared.sources)
-        checkpoint, changed = self._with_collections(checkpoint, prepared.batch.collections, purge=purge)
+        batch = prepared.batch
+        self._breaker.check(len(batch.changes), prepared.letters)
+        checkpoint = self.checkpoint.moved(batch.position, torn=batch.torn).seen(prepared.shown)
+        checkpoint, returned = attached(checkpoint, prepared.sources)
+        checkpoint, asked = changed(checkpoint, batch.collections, purge=purge)
         self._unswept.update(job.source for job in returned)
         desired = self._doubted(prepared.desired)
-        outcome = self._commit(Work(desired, prepared.letters, checkpoint, [*returned, *changed]))
-        self._unswept.update(job.source for job in changed)
+        outcome = self._commit(Work(desired, prepared.letters, checkpoint, [*returned, *asked]))
+        self._unswept.update(job.source for job in asked)
         self.horizon.passed = checkpoint.position.time
-        self.overtaken.note(prepared.states, torn=bool(prepared.batch.collections))
+        self.overtaken.note(prepared.states, void=bool(batch.collections))
         return outcome
 
     def job(
@@ -226,7 +158,7 @@ class Committer:
         self._breaker.check(len(desired) + len(letters), letters)
         checkpoint = self.checkpoint.seen(shown)
         if job.done and job.kind is JobKind.BACKFILL and job.only is None:
-            checkpoint = _built(checkpoint, job)
+            checkpoint = built_by(checkpoint, job)
         if detached is not None:
             checkpoint = replace(checkpoint, detached={**checkpoint.detached, job.source: detached})
         self._note(desired, shown)
@@ -257,12 +189,12 @@ class Committer:
         """
         keys = [
             each.key
-            for each in self._parked.values()
-            if each.key.transform == transform and (each.kind is LetterKind.CONTESTED) is contested
+            for each in self._parked.of(transform)
+            if (each.kind is LetterKind.CONTESTED) is contested
         ]
         storable = [key for key in keys if is_storable(key.key)]
-        for start in range(0, len(storable), CARRIED):
-            self._carry(job, transform, storable[start : start + CARRIED], missing=contested)
+        for some in chunks(storable, CARRIED):
+            self._carry(job, transform, some, missing=contested)
 
     def _carry(self, job: Job, transform: str, keys: Sequence[LetterKey], *, missing: bool) -> None:
         def still_parked(session: ClientSession) -> list[Any]:
@@ -347,20 +279,24 @@ class Committer:
         self.marks += 1
         return after(marked)
 
-    def show(self, job: Job, limit: int) -> Job:
-        """Publish the next records of a collection, or of the job's keys, and give the job behind them."""
+    def show(self, job: Job, limit: int, *, ends: bool = True) -> Job:
+        """Publish the next records of a collection, or of the job's keys, and give the job behind them.
+
+        It is done then if there are no more, and it `ends` there.
+        """
         finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
 
         def after(shown: Shown) -> Job:
             left = replace(job, keys=shown.behind) if job.keys else replace(job, after=shown.behind)
-            return replace(left, documents=job.documents + len(shown.states), done=not shown.behind)
+            return replace(left, documents=job.documents + len(shown.states), done=ends and not shown.behind)
 
         def finish(session: ClientSession, shown: Shown) -> None:
             nonlocal finishing
             finishing = _Finishing(self, Work([], [], self.checkpoint, progress=after(shown)))
             finishing(session, Outcome(states=list(shown.states)))
 
-        shown = self._stores.sink.show(job.source, job.after, limit, finish, job.keys)
+        with self.observer.spans.transaction():
+            shown = self._stores.sink.show(job.source, job.after, limit, finish, job.keys)
         self._finished(finishing)
         return after(shown)
 
@@ -413,21 +349,15 @@ class Committer:
 
     def _commit(self, work: Work) -> Outcome:
         """Commit, in one transaction where it fits in one; the position moves with the last."""
-        work = replace(work, checkpoint=self._with_shared(work.checkpoint, self._share()))
+        work = replace(work, checkpoint=with_shared(work.checkpoint, self._share(), self._transforms))
         if work.alone:
-            free = [item for item in work.desired if not self._is_contested(item.owner)]
+            free = [item for item in work.desired if not self._parked.is_contested(item.owner)]
             work = replace(work, desired=free)
-        *parts, last = _parts(work.desired)
+        *former, last = parts(work.desired)
         outcome = Outcome()
-        for part in parts:
-            ahead = replace(self.checkpoint, ahead=work.checkpoint.ahead)
-            outcome += self._divided(
-                replace(work, desired=part, letters=(), checkpoint=ahead, asked=(), progress=None, foreign=())
-            )
-        revision = self.checkpoint.revision
-        return outcome + self._divided(
-            replace(work, desired=last, checkpoint=replace(work.checkpoint, revision=revision))
-        )
+        for part in former:
+            outcome += self._divided(work.former(part, self.checkpoint))
+        return outcome + self._divided(work.last(last, self.checkpoint))
 
     def _share(self) -> Mapping[str, frozenset[str]]:
         """Note to which shared records transforms contribute, before they do so for the first time; gives what is new.
@@ -443,7 +373,7 @@ class Committer:
         self._stores.sink.share(sharing)
         for name in sorted(sharing - known):
             self._assemble(name)
-        self.save(self._with_shared(self.checkpoint, new))
+        self.save(with_shared(self.checkpoint, new, self._transforms))
         return new
 
     def _unnoted(self, name: str) -> frozenset[str]:
@@ -452,14 +382,6 @@ class Committer:
         shared = transform.shared
         noted = built is None or (shared <= built.shared and built.shared_by == transform.fingerprint)
         return frozenset() if noted else shared
-
-    def _with_shared(self, checkpoint: Checkpoint, new: Mapping[str, frozenset[str]]) -> Checkpoint:
-        """Note shared records to which transforms contribute, too."""
-        for name, shared in new.items():
-            built, code = checkpoint.transforms[name], self._transforms[name].fingerprint
-            noted = replace(built, shared=built.shared | shared, shared_by=code)
-            checkpoint = checkpoint.with_built(name, noted)
-        return checkpoint
 
     def _assemble(self, collection: str) -> None:
         """Put all shared records of a collection together from their parts, some at a time."""
@@ -480,41 +402,28 @@ class Committer:
             if error.code not in TOO_LARGE or len(work.desired) <= 1:
                 raise
         half = len(work.desired) // 2
-        ahead = replace(self.checkpoint, ahead=work.checkpoint.ahead)
-        first = replace(
-            work,
-            desired=work.desired[:half],
-            letters=(),
-            checkpoint=ahead,
-            asked=(),
-            progress=None,
-            foreign=(),
-        )
-        outcome = self._divided(first)
-        rest = replace(work.checkpoint, revision=self.checkpoint.revision)
-        return outcome + self._divided(replace(work, desired=work.desired[half:], checkpoint=rest))
+        outcome = self._divided(work.former(work.desired[:half], self.checkpoint))
+        return outcome + self._divided(work.last(work.desired[half:], self.checkpoint))
 
     def _transact(self, work: Work) -> Outcome:
         """Commit one transaction; what is remembered here changes only after that."""
         finishing = _Finishing(self, work)
         entries = work.checkpoint.transforms
-        outcome = self._stores.sink.write(
-            work.desired,
-            {name: built.places for name, built in entries.items()},
-            finishing,
-            work.foreign,
-            [name for name, built in entries.items() if built.unplugged],
-            work.checkpoint.shadows,
-            alone=work.alone,
-            defer=work.defer,
-            states=work.states,
-        )
+        with self.observer.spans.transaction():
+            outcome = self._stores.sink.write(
+                work.desired,
+                {name: built.places for name, built in entries.items()},
+                finishing,
+                work.foreign,
+                [name for name, built in entries.items() if built.unplugged],
+                work.checkpoint.shadows,
+                alone=work.alone,
+                defer=work.defer,
+                states=work.states,
+            )
+            self.observer.spans.wrote(outcome)
         self.marks += outcome.pending
-        for key in finishing.resolved:
-            self._parked.pop(_parked(key), None)
-        for letter in finishing.letters:
-            key = LetterKey(letter.transform, letter.key)
-            self._parked[_parked(key)] = ParkedLetter(key, letter.kind)
+        self._parked.note(finishing.letters, finishing.resolved)
         self._finished(finishing)
         self.observer.wrote(outcome, finishing.letters)
         outcome.states.clear()
@@ -522,17 +431,7 @@ class Committer:
 
     def finish(self, work: Work, session: ClientSession, outcome: Outcome) -> Finished:
         """Write what goes with the records, inside their transaction, and last the checkpoint with the fence."""
-        rivals = self._rivals(work, outcome, session)
-        contested = self._contested(work, outcome, rivals)
-        letters = [*map(self._placed, work.letters), *contested, *self._refused(outcome)]
-        lost = {_parked(LetterKey(letter.transform, letter.key)) for letter in letters}
-        resolved = [] if work.alone else self._resolved(work.desired, lost)
-        self._stores.letters.resolve(resolved, session)
-        self._stores.letters.put(letters, session)
-        rivalling = [self._parked[each].key for each in set(rivals.values())]
-        self._stores.letters.make_due([*work.due, *rivalling], session)
-        if outcome.released and any(each.kind is LetterKind.CONTESTED for each in self._parked.values()):
-            self._stores.letters.release(outcome.released, session)
+        letters, resolved = self._parked.write(work, outcome, self.checkpoint.position, session)
         self._stores.jobs.ask(work.asked, session)
         if work.progress is not None:
             saved = self._stores.jobs.save(work.progress, session)
@@ -553,7 +452,7 @@ class Committer:
         if not (events or states):
             return Put()
         newest = max(checkpoint.position.time, checkpoint.ahead)
-        commit = Commit(checkpoint.position, checkpoint.revision + 1, newest)
+        commit = Commit(checkpoint.position, checkpoint.revision + 1, newest, self.observer.spans.trace)
         return self._stores.outbox.put(events, states, commit, session)
 
     def committed(self, checkpoint: Checkpoint, put: Put) -> None:
@@ -564,77 +463,6 @@ class Committer:
 
     def _finished(self, finishing: "_Finishing") -> None:
         self.committed(finishing.checkpoint, finishing.put)
-
-    def _resolved(self, desired: Iterable[Desired], lost: set[Owner]) -> list[LetterKey]:
-        if not self._parked:
-            return []
-        return [
-            LetterKey(item.transform, item.key)
-            for item in desired
-            if item.owner in self._parked and item.owner not in lost
-        ]
-
-    def _is_contested(self, owner: Owner) -> bool:
-        parked = self._parked.get(owner)
-        return parked is not None and parked.kind is LetterKind.CONTESTED
-
-    def _rivals(self, work: Work, outcome: Outcome, session: ClientSession) -> Mapping[Owner, Owner]:
-        """Give the contested documents outside this work that hold what documents in it are contested for.
-
-        Each with who is contested for its key, by itself or by way of others in this work: all of them together
-        may only need to swap. One whose letter was discarded is not tried again, so that nobody may wait for it.
-        """
-        members = {item.owner for item in work.desired}
-        holders = {each.desired.owner: each.holder for each in outcome.contests}
-        ends = {owner: _end(owner, holders) for owner in holders}
-        rivals = {owner: end for owner, end in ends.items() if end not in members and self._is_contested(end)}
-        keys = [self._parked[each].key for each in set(rivals.values())]
-        still = {_parked(key) for key in self._stores.letters.still_parked(keys, session)} if keys else set()
-        return {owner: end for owner, end in rivals.items() if end in still}
-
-    def _placed(self, letter: Letter) -> Letter:
-        """Give a letter of a scanned document the position that the worker was at."""
-        return letter if letter.position.token else replace(letter, position=self.checkpoint.position)
-
-    def _contested(self, work: Work, outcome: Outcome, rivals: Mapping[Owner, Owner]) -> Iterator[Letter]:
-        """Give the letters of contested documents; a retry that finds a rival is done again with all and it."""
-        for contest in outcome.contests:
-            place = (contest.place[0], contest.key)
-            reason = f"yields {called(*place)}, which source document {contest.holder.identity!r:.80} owns"
-            letter = self._letter(
-                contest.desired, LetterKind.CONTESTED, f"{reason} ({contest.holder.transform})"
-            )
-            due = contest.free or contest.desired.owner in rivals or (work.retry and bool(rivals))
-            yield replace(letter, waits_for=place, due=due)
-
-    def _refused(self, outcome: Outcome) -> Iterator[Letter]:
-        for desired, reason in outcome.refused:
-            yield self._letter(desired, LetterKind.REFUSED, reason)
-
-    def _letter(self, desired: Desired, kind: LetterKind, reason: str) -> Letter:
-        transform = self._transforms[desired.transform]
-        position = Position(self.checkpoint.position.token, desired.version.time)
-        return Letter(
-            transform.name, desired.key, transform.source, kind, reason, "", position, transform.fingerprint
-        )
-
-    # --- whole collections ----------------------------------------------------------------------------------
-
-    def _with_collections(
-        self, checkpoint: Checkpoint, changes: Sequence[CollectionChange], *, purge: bool
-    ) -> tuple[Checkpoint, list[Job]]:
-        """Detach, purge or derive anew the source collections that were dropped, renamed or replaced."""
-        jobs = []
-        for change in changes:
-            detached = dict(checkpoint.detached)
-            detached.pop(change.collection, None)
-            if change.gone and not purge:
-                detached[change.collection] = change.time
-            else:
-                reason = "dropped" if change.gone else "replaced by a rename"
-                jobs.append(job_for(checkpoint, change.collection, reason))
-            checkpoint = replace(checkpoint, detached=detached)
-        return checkpoint, jobs
 
 
 class _Finishing:
@@ -667,64 +495,3 @@ class _Finishing:
     def put(self) -> Put:
         """What was put into the outbox."""
         return self._finished.put
-
-
-def _parked(key: LetterKey) -> Owner:
-    return Owner(key.transform, identity(key.key))
-
-
-def _parts(desired: Sequence[Desired]) -> list[Sequence[Desired]]:
-    """Cut what documents yield into what one transaction holds."""
-    cuts, records, size = [0], 0, 0
-    for index, item in enumerate(desired):
-        more, larger = len(item.records), item.size
-        if records and (records + more > PART_RECORDS or size + larger > PART_BYTES):
-            cuts.append(index)
-            records = size = 0
-        records, size = records + more, size + larger
-    return [desired[start:end] for start, end in zip(cuts, [*cuts[1:], len(desired)], strict=True)]
-
-
-def _built(checkpoint: Checkpoint, job: Job) -> Checkpoint:
-    """Note that every existing document of a source went through these transforms, and that it is there."""
-    for name, fingerprint in job.code.items():
-        entry = checkpoint.transforms[name]
-        checkpoint = checkpoint.with_built(
-            name, replace(entry, fingerprint=fingerprint, built=not entry.unplugged)
-        )
-    if not job.documents:
-        return checkpoint
-    return replace(checkpoint, detached={k: v for k, v in checkpoint.detached.items() if k != job.source})
-
-
-def _attached(checkpoint: Checkpoint, sources: Iterable[str]) -> tuple[Checkpoint, list[Job]]:
-    """Take back detached collections in which something happens again: they are derived anew, with a sweep."""
-    back = [name for name in sources if name in checkpoint.detached]
-    detached = {name: time for name, time in checkpoint.detached.items() if name not in back}
-    jobs = [job_for(checkpoint, name, "created again") for name in back]
-    return replace(checkpoint, detached=detached) if back else checkpoint, jobs
-
-
-def job_for(checkpoint: Checkpoint, source: str, reason: str) -> Job:
-    """Give the job that derives one source collection anew for all of its transforms."""
-    names = tuple(sorted(name for name, built in checkpoint.transforms.items() if built.source == source))
-    return Job(None, JobKind.BACKFILL, source, names, reason, sweep=True)
-
-
-def _end(owner: Owner, holders: Mapping[Owner, Owner]) -> Owner:
-    """Follow who holds what who is contested for, as far as it goes."""
-    seen = set()
-    while owner in holders and owner not in seen:
-        seen.add(owner)
-        owner = holders[owner]
-    return owner
-
-
-def entry(transform: Transform, before: Built | None, *, built: bool) -> Built:
-    """Give a transform's entry in the checkpoint: the collections it names now and those it ever wrote."""
-    ever: frozenset[str] = before.collections if before else frozenset()
-    fingerprint = before.fingerprint if before else transform.fingerprint
-    collections = ever | transform.collections
-    if before is None:
-        return Built(transform.source, fingerprint, collections, built)
-    return replace(before, source=transform.source, collections=collections, built=built, unplugged=False)

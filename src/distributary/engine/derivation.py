@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from math import inf
+from threading import Event
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ from distributary.derive.batch import Derived, Failed, Times, derive_all, is_sto
 from distributary.derive.collapse import Latest, Place, collapse
 from distributary.derive.plan import Desired
 from distributary.derive.transform import Transform
+from distributary.engine.handing import until
 from distributary.engine.horizon import Horizon
 from distributary.engine.observer import SILENT, Observer
-from distributary.ports import Batch, Documents, Snapshot, TooMuch
+from distributary.ports.records import TooMuch
+from distributary.ports.source import Batch, Documents, Snapshot, Stretch
 from distributary.state import BEGINNING, Letter, LetterKind
 
 #: A token and time for letters of documents that were scanned: they belong to no change.
@@ -29,7 +32,7 @@ class Prepared(NamedTuple):
 
     `states` are its documents with the cluster time as of which they are shown, `read` those of them that were
     read rather than carried; `version` is that of the horizon that it was prepared with. `rest` is what did not
-    fit, to be prepared next.
+    fit, to be prepared next. `derived` is when it was prepared, where that is known.
     """
 
     batch: Batch
@@ -39,6 +42,7 @@ class Prepared(NamedTuple):
     read: list[tuple[Place, Timestamp]]
     version: int
     rest: Batch | None = None
+    derived: Stretch | None = None
 
     @property
     def sources(self) -> frozenset[str]:
@@ -106,6 +110,10 @@ class Derivation:
     most: float = inf
     appetite: Appetite = field(default_factory=Appetite)
     observer: Observer = SILENT
+
+    def stopped_by(self, stop: Event) -> "Derivation":
+        """Give one that raises `Interrupted` between two documents once `stop` is set."""
+        return replace(self, told=lambda documents: until(stop, self.told(documents)))
 
     def prepare(self, batch: Batch, horizon: Horizon) -> Prepared:
         """Derive every document that changed in the batch, or those that fit.
@@ -326,7 +334,7 @@ def _halves(batch: Batch, cut: int, without: Collection[Place]) -> tuple[Batch, 
     changes = batch.changes
     torn = changes[cut - 1].time == changes[cut].time
     position = Position.of_token(changes[cut - 1].token)
-    head = Batch(changes[:cut], position, 0, torn=torn)
+    head = Batch(changes[:cut], position, 0, torn=torn, read=batch.read)
     return head, batch._replace(changes=[each for each in changes[cut:] if _changed(each) not in without])
 
 

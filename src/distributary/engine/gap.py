@@ -4,7 +4,7 @@ from bson import Timestamp
 
 from distributary.errors import PositionLost
 from distributary.log import get_logger
-from distributary.ports import JobStore
+from distributary.ports.stores import JobStore
 from distributary.state import Job
 
 log = get_logger()

@@ -6,6 +6,7 @@ from time import monotonic
 
 from pymongo.errors import PyMongoError
 
+from distributary.engine.news import News
 from distributary.engine.observer import Observer, Standing
 from distributary.engine.retry import reason
 from distributary.errors import DistributaryError
@@ -43,17 +44,16 @@ class Looking:
         self._thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
-        failing = False
+        failing = News()
         while not self._stop.is_set():
             since = monotonic()
             try:
                 standing = self._look()
             except (PyMongoError, DistributaryError) as error:
-                if not failing:
+                if failing.is_news():
                     log.warning("metrics stand still", error=reason(error))
-                failing = True
             else:
-                failing = False
+                failing.ends()
                 if not self._stop.is_set():
                     self._observer.looked(standing)
             self._stop.wait(max(self._seconds, REST * (monotonic() - since)))

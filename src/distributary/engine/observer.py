@@ -7,7 +7,9 @@ from typing import NamedTuple
 from bson import Timestamp
 
 from distributary.change import Position
-from distributary.ports import Held, Outcome, Sent, Waiting
+from distributary.engine.spans import UNTRACED, Spans
+from distributary.ports.events import Held, Sent, Waiting
+from distributary.ports.sink import Outcome
 from distributary.state import Job, Letter
 
 
@@ -47,7 +49,12 @@ class Standing(NamedTuple):
 
 
 class Observer:
-    """Is told of the work, by any thread; this one keeps nothing. What it does must neither fail nor wait."""
+    """Is told of the work, by any thread; this one keeps nothing. What it does must neither fail nor wait.
+
+    `spans` stands around the work.
+    """
+
+    spans: Spans = UNTRACED
 
     def beat(self, part: Part) -> None:
         """Note that a part made a step; called by its thread."""
@@ -57,6 +64,9 @@ class Observer:
 
     def enter(self, phase: Phase, why: str = "") -> None:
         """Note that the process is in this phase now."""
+
+    def blocked(self, why: str) -> None:
+        """Note why nothing is committed for now; with an empty text, that it goes on. A phase begins unblocked."""
 
     def held(self, *, lease: bool) -> None:
         """Note that the process holds the lease from now on, or does not any more."""

@@ -1,22 +1,24 @@
-"""Publishing: a thread takes what waits in the outbox, in order, until every message is confirmed."""
+"""Publishing: a thread takes what waits in the outbox, topic by topic and in order, until all is confirmed."""
 
 import gc
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from threading import Event, Lock, Thread
 from time import perf_counter
 from typing import NamedTuple
 
 from pymongo.errors import PyMongoError
-from tenacity import Retrying, retry_if_result, stop_when_event_set, wait_random_exponential
 
 from distributary.engine.commit import Committer
+from distributary.engine.lanes import Lanes
+from distributary.engine.news import News
 from distributary.engine.observer import SILENT, Observer, Part
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.log import get_logger
-from distributary.ports import Held, Outbox, Publisher, Sent, Waiting
-from distributary.state import EVENTS, Job
+from distributary.ports.events import Held, Outbox, Publisher, Sent, Waiting
+from distributary.ports.source import Stretch
+from distributary.quoting import quoting
+from distributary.state import EVENTS, UNTOLD, Job
 
 log = get_logger()
 
@@ -24,20 +26,21 @@ log = get_logger()
 PAGE_EVENTS = 500
 PAGE_BYTES = 8 * 1024 * 1024
 
-#: How long the thread sleeps when nothing waits, unless a commit wakes it, and when MongoDB is away, in seconds.
+#: How long the thread sleeps when nothing can be sent, unless a commit wakes it, and when MongoDB is away, in seconds.
 IDLE_SECONDS = 1.0
-
-#: Seconds between two tries while messages are not confirmed, at most.
-MOST_SECONDS = 5.0
-
-#: Messages of which not all can be bad in themselves.
-MANY = 100
 
 #: How long the worker waits at a time while too much waits to be published, in seconds.
 FULL_SECONDS = 0.1
 
 #: Records in one slice of a job that publishes a collection.
 SLICE = 2000
+
+#: A message, and what became of it.
+Told = tuple[Waiting, Sent]
+
+#: What comes of events that Pub/Sub does not take, and of an outbox that is full.
+NEXT = "they wait in the outbox and are sent again; `distributary check` looks at the topics"
+FULL = "nothing is derived until some are published; pubsub.outbox_events and outbox_bytes are the bounds"
 
 #: How long a send that is under way is waited for at the end, in seconds; what it confirms is published again.
 CLOSE_SECONDS = 1.5
@@ -108,10 +111,11 @@ class Backlog:
 
 
 class Publishing:
-    """Publishes what waits, page by page; a page is removed once each of its messages is confirmed.
+    """Publishes what waits, page by page; what is confirmed is removed, and the rest is sent again.
 
-    What was sent and not removed before a crash is sent again, from the oldest on, so that a message is late only
-    where it was there before.
+    Of a topic whose messages are not all taken nothing is sent until it has rested, and then its oldest first. What was
+    sent and not removed before a crash is sent again, from the oldest on. So a message is late only where it was there
+    before.
     """
 
     def __init__(
@@ -124,13 +128,9 @@ class Publishing:
         self._stop = Event()
         self._died: BaseException | None = None
         self._failing = False
-        self._patient = Retrying(
-            retry=retry_if_result(bool),
-            wait=wait_random_exponential(multiplier=0.2, max=MOST_SECONDS),
-            sleep=self._pause,
-            stop=stop_when_event_set(self._stop),
-            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
-        )
+        self._trouble: dict[str, News] = {}
+        self._away = News()
+        self._lanes = Lanes()
         self._thread = Thread(target=self._guarded, name="publishing", daemon=True)
 
     def start(self) -> None:
@@ -148,7 +148,7 @@ class Publishing:
 
     @property
     def is_failing(self) -> bool:
-        """Whether what was sent last was not taken."""
+        """Whether nothing that is left was taken when it was sent last."""
         return self._failing
 
     def check(self) -> None:
@@ -167,77 +167,125 @@ class Publishing:
         """Publish a page, or wait for one; what passes by itself is waited out."""
         self._observer.beat(Part.PUBLISHING)
         try:
-            page = self._outbox.next(PAGE_EVENTS, PAGE_BYTES)
+            page = self._page()
+            self._away.ends()
             if page:
                 self._publish(page)
             else:
-                self._backlog.count(self._outbox.held)
-                self._backlog.grown.wait(IDLE_SECONDS)
-                self._backlog.grown.clear()
+                self._wait()
         except PyMongoError as error:
             if judge(error) is not Verdict.TRANSIENT:
                 raise
-            log.warning("trying again", publishing=True, error=reason(error))
+            if self._away.is_news():
+                log.warning("trying again", publishing=True, error=reason(error))
             self._stop.wait(IDLE_SECONDS)
 
+    def _page(self) -> list[Waiting]:
+        """Read the oldest messages of one topic after the other, as many as may be held."""
+        topics = self._outbox.topics()
+        self._lanes.keep(topics)
+        self._trouble = {name: each for name, each in self._trouble.items() if name in topics}
+        page: list[Waiting] = []
+        room = PAGE_BYTES
+        for topic in self._lanes.turns(topics):
+            limit = self._lanes.limit(topic, PAGE_EVENTS - len(page))
+            some = self._outbox.next(topic, limit, room)
+            self._lanes.served(topic)
+            page += some
+            room -= sum(each.size for each in some)
+            if len(page) >= PAGE_EVENTS or room <= 0:
+                break
+        return page
+
+    def _wait(self) -> None:
+        """Wait for a commit, or until a topic has rested."""
+        self._failing = not self._lanes.are_open
+        if not self._failing:
+            self._backlog.count(self._outbox.held)
+        self._backlog.grown.wait(self._lanes.pause(IDLE_SECONDS))
+        self._backlog.grown.clear()
+
     def _publish(self, page: Sequence[Waiting]) -> None:
-        """Send a page until each message is confirmed or refused, and remove it; at the end, as far as it is."""
-        left = list(page)
-
-        def send() -> list[Waiting]:
-            nonlocal left
-            left = self._send(left)
-            return left
-
-        self._patient(send)
-        done = page[: page.index(left[0])] if left else page
-        if done:
-            self._outbox.remove(done[0].id, done[-1].id)
-            self._backlog.take(done)
-
-    def _pause(self, seconds: float) -> None:
-        self._stop.wait(seconds)
-
-    def _send(self, messages: Sequence[Waiting]) -> list[Waiting]:
-        """Send messages, and give what is to be sent again; what never will be taken is kept as refused."""
-        self._observer.beat(Part.PUBLISHING)
+        """Send a page; remove what is confirmed, and keep as refused what never will be taken."""
         since = perf_counter()
-        sent = self._publisher.send([each.message for each in messages])
-        self._observer.sent(messages, sent, perf_counter() - since)
+        sent = self._publisher.send([each.message for each in page])
+        when = Stretch(since, perf_counter())
+        took = when.end - when.begin
+        self._observer.sent(page, sent, took)
+        self._observer.spans.sent(page, sent, when)
         gc.collect()  # it is off, and each message of the client library is a cycle of some twenty objects
-        failed = [(each, what) for each, what in zip(messages, sent, strict=True) if what.error]
-        left = failed if _is_all(failed, messages) else [each for each in failed if not each[1].lasting]
-        for each, what in failed if len(left) < len(failed) else ():
-            if what.lasting:
-                self._outbox.refuse(each.id, what.error)
-                log.error("event refused", topic=each.message.topic, of=each.of, reason=what.error)
-        self._tell(left)
-        return [each for each, _ in left]
+        left = sum(self._settle(topic, some, took) for topic, some in _by_topic(page, sent).items())
+        self._failing = left == len(page)
 
-    def _tell(self, left: Sequence[tuple[Waiting, Sent]]) -> None:
+    def _tell(self, topic: str, left: Sequence[Told]) -> None:
+        """Log that a topic does not take messages, when that begins and now and then while it lasts."""
+        if self._trouble.setdefault(topic, News()).is_news():
+            waiting, error = self._backlog.held.events, _shown(left[0][1])
+            log.warning(
+                "not published", topic=topic, events=len(left), waiting=waiting, error=error, next=NEXT
+            )
+
+    def _settle(self, topic: str, sent: Sequence[Told], took: float) -> int:
+        """Note what became of some messages of a topic in a row; gives how many are to be sent again."""
+        taken, refused = sum(not what.error for _, what in sent), sum(what.lasting for _, what in sent)
+        in_doubt = self._lanes.judge(topic, taken=taken, refused=refused)
+        left = [each for each in sent if each[1].error and (in_doubt or not each[1].lasting)]
         if left:
-            topics = Counter(each.message.topic for each, _ in left)
-            waiting = self._backlog.held.events
-            log.warning("not published", topics=dict(topics), waiting=waiting, error=left[0][1].error)
-        elif self._failing:
-            log.info("publishing again")
-        self._failing = bool(left)
+            self._lanes.failed(topic, took)
+            self._tell(topic, left)
+        else:
+            self._lanes.passed(topic)
+            if taken and topic in self._trouble:
+                del self._trouble[topic]
+                log.info("publishing again", topic=topic)
+        if len(left) < len(sent):
+            self._leave(topic, sent, {id(each) for each, _ in left})
+        return len(left)
+
+    def _leave(self, topic: str, sent: Sequence[Told], left: Collection[int]) -> None:
+        """Take messages out of the order that are confirmed or refused."""
+        if refused := [(each, what) for each, what in sent if what.lasting and id(each) not in left]:
+            self._refuse(topic, refused)
+        first, last = sent[0][0].id, sent[-1][0].id
+        self._outbox.remove(topic, first, last, [each.id for each, _ in sent if id(each) in left])
+        self._backlog.take([each for each, _ in sent if id(each) not in left])
+
+    def _refuse(self, topic: str, refused: Sequence[Told]) -> None:
+        """Keep messages that never will be taken, and tell of them in one line."""
+        for each, what in refused:
+            self._outbox.refuse(each.id, _shown(what))
+        first, why = refused[0]
+        log.error("event refused", events=len(refused), topic=topic, of=first.of, reason=_shown(why))
 
 
-def _is_all(failed: Sequence[tuple[Waiting, Sent]], messages: Sequence[Waiting]) -> bool:
-    """Whether every one of many messages is refused: that is a topic's fault, and not theirs."""
-    return len(failed) == len(messages) >= MANY and all(what.lasting for _, what in failed)
+def _by_topic(page: Sequence[Waiting], sent: Sequence[Sent]) -> Mapping[str, Sequence[Told]]:
+    """Give what became of the messages of each topic, in their order."""
+    found: dict[str, list[Told]] = {}
+    for each, what in zip(page, sent, strict=True):
+        found.setdefault(each.message.topic, []).append((each, what))
+    return found
+
+
+def _shown(sent: Sent) -> str:
+    """Give why a message was not taken; what Pub/Sub says behind its code may quote the message."""
+    code, colon, message = sent.error.partition(": ")
+    return quoting(code + colon, message) if message else sent.error
 
 
 class Outgoing:
     """What the worker's loop knows of publishing; it waits, visibly, while too much is not published."""
 
     def __init__(
-        self, backlog: Backlog, published: Publishing | None, wait: Callable[[float], object]
+        self,
+        backlog: Backlog,
+        published: Publishing | None,
+        wait: Callable[[float], object],
+        observer: Observer = SILENT,
     ) -> None:
         self._backlog = backlog
         self._published = published
         self._wait = wait
+        self._observer = observer
         self._waits = False
 
     @property
@@ -264,14 +312,18 @@ class Outgoing:
 
     def _tell(self, *, full: bool) -> None:
         held = self._backlog.held
+        self._observer.blocked(f"waiting for publishing: {held.events:,} events wait already" if full else "")
         if full:
-            log.warning("waiting for publishing", events=held.events, bytes=held.bytes)
+            log.warning("waiting for publishing", events=held.events, bytes=held.bytes, next=FULL)
         else:
             log.info("going on", events=held.events, bytes=held.bytes)
 
 
 class Tellings:
-    """Carries out jobs that publish records of a derived collection, or events again that were refused."""
+    """Carries out jobs that publish records of a derived collection, or events again that were refused.
+
+    A record is told of as it is in the transaction that tells of it, so that it may be told of at any time.
+    """
 
     def __init__(self, committer: Committer) -> None:
         self._committer = committer
@@ -284,8 +336,22 @@ class Tellings:
         """Publish the next records, and give the job as it is then."""
         if job.stage == EVENTS:
             return self._committer.send_again(job)
-        if self._committer.stores.outbox.tells(job.source):
-            return self._committer.show(job, SLICE)
-        failed = replace(job, done=True, failure=f"The worker runs without a topic for {job.source!r}.")
-        self._committer.progress(failed, self._committer.checkpoint)
-        return failed
+        if not self._committer.stores.outbox.tells(job.source):
+            return self._over(replace(job, failure=f"The worker runs without a topic for {job.source!r}."))
+        return self._differing(job) if job.stage.startswith(UNTOLD) else self._committer.show(job, SLICE)
+
+    def _differing(self, job: Job) -> Job:
+        """Publish what differed in a shadow, chunk by chunk; the job has the rest of the one at hand."""
+        untold, shadow = self._committer.stores.untold, job.stage.removeprefix(UNTOLD)
+        if not job.keys:
+            chunk = untold.next(shadow, job.after)
+            if chunk is None:
+                self._committer.aside(lambda session: untold.forget(shadow, session))
+                return self._over(job)
+            job = replace(job, keys=chunk.keys, after=chunk.behind)
+        return self._committer.show(job, SLICE, ends=False)
+
+    def _over(self, job: Job) -> Job:
+        done = replace(job, done=True)
+        self._committer.progress(done, self._committer.checkpoint)
+        return done

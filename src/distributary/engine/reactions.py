@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
@@ -13,7 +14,10 @@ from distributary.derive.records import RawDocument
 from distributary.derive.transform import Failure
 from distributary.derive.trigger import Effects, Event, Reacted, Seen, Trigger
 from distributary.engine.commit import TOO_LARGE, Committer
-from distributary.ports import ManyRefused, Outcome, Put, TooMuch
+from distributary.ports.events import Put
+from distributary.ports.records import TooMuch
+from distributary.ports.sink import ManyRefused, Outcome
+from distributary.quoting import Quoting, of_error, together
 from distributary.state import Checkpoint, Letter, LetterKey, LetterKind
 
 #: The trigger and the document of a change: what is done for both is done in order.
@@ -65,8 +69,8 @@ class Reactions:
         self._collections = {name: each.collections for name, each in triggers.items()}
         self._queues: dict[Queue, set[str]] = defaultdict(set)
         for name in triggers:
-            for parked in committer.stores.letters.changes(name):
-                self._queues[parked.seen.queue].add(parked.seen.token)
+            for document, tokens in committer.stores.letters.tokens(name).items():
+                self._queues[name, document] = tokens
 
     @property
     def parked(self) -> bool:
@@ -98,10 +102,15 @@ class Reactions:
 
     def _look_again(self, reacted: Sequence[Reacted]) -> None:
         """Forget changes whose letters an operator discarded, of the documents that these changes are of."""
-        for queue in {each.seen.queue for each in reacted if self._queues.get(each.seen.queue)}:
-            keys = [each.seen.key for each in reacted if each.seen.queue == queue]
-            left = self._committer.stores.letters.changes(queue[0], keys[:1])
-            self._queues[queue] = {each.seen.token for each in left}
+        touched: dict[str, dict[Identity, Any]] = defaultdict(dict)
+        for seen, _ in reacted:
+            if self._queues.get(seen.queue):
+                trigger, document = seen.queue
+                touched[trigger][document] = seen.key
+        for trigger, keys in touched.items():
+            left = self._committer.stores.letters.tokens(trigger, list(keys.values()))
+            for document in keys:
+                self._queues[trigger, document] = left.get(document, set())
 
     # --- the transaction ------------------------------------------------------------------------------------
 
@@ -119,7 +128,7 @@ class Reactions:
                 if isinstance(error, OperationFailure) and error.code not in TOO_LARGE:
                     raise
                 if len(reacted) == 1:
-                    spoiled[reacted[0].seen.owner] = f"MongoDB refuses what the change yields: {error}"
+                    spoiled[reacted[0].seen.owner] = _refused(error)
                     continue
                 self._halved(reacted, position, resolved)
                 return
@@ -170,7 +179,10 @@ class Reactions:
                 raise _Spoiled(work.owners(put.refused))
             saved = stores.checkpoints.save(checkpoint, self._committer.fence, session)
 
-        outcome = stores.sink.write([each.desired for each in work.effects], self._collections, finish)
+        spans = self._committer.observer.spans
+        with spans.transaction():
+            outcome = stores.sink.write([each.desired for each in work.effects], self._collections, finish)
+            spans.wrote(outcome)
         self._committer.marks += outcome.pending
         self._committer.committed(saved, put)
         self._committer.observer.wrote(outcome, work.letters)
@@ -214,6 +226,10 @@ class Reactions:
             self._triggers[seen.trigger].fingerprint,
             change=RawDocument(seen.content),
         )
+
+
+def _refused(error: ManyRefused | TooMuch | OperationFailure) -> Quoting:
+    return together("MongoDB refuses what the change yields: ", of_error(error, None)[0])
 
 
 def _reasons(outcome: Outcome) -> dict[Owner, str]:

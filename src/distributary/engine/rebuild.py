@@ -4,39 +4,47 @@ The stream is written to both, so that a shadow that was filled stays current. T
 readers see nothing of it. All that is remembered of it lies in the checkpoint and the job: a rebuild is gone on with
 by whoever holds the lease. What is done to whole collections is no part of a transaction; so it is committed under
 the fence before what will be done, and collections are known by their ids.
+
+Of a rebuild that publishes, the keys of what differs are kept while it is compared. From then on the stream tells of
+what it changes, in a collection and so in its shadow; a record that is equal and has the same owner in both stays so.
+Once the shadow has its place, a job tells of the records with those keys as they are then.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 from uuid import UUID
 
+from distributary.change import identity
+from distributary.derive.naming import PREVIOUS, SHADOW, shadowed
 from distributary.derive.rollup import Rollup
 from distributary.derive.transform import Transform
-from distributary.engine.commit import Unwanted, job_for
 from distributary.engine.rollups import rollup_job
 from distributary.engine.slices import Slices
+from distributary.engine.sources import job_for
+from distributary.engine.work import Unwanted
 from distributary.log import get_logger
-from distributary.parts import is_parts, parts_of, shared_of
-from distributary.ports import Contrast, Shelf
-from distributary.state import SWAP, Built, Checkpoint, Job, JobKind, LetterKey, Rebuilding, Shadow
+from distributary.parts import is_parts, names_part, parts_of, shared_of
+from distributary.ports.sink import Contrast, Others, Shelf
+from distributary.state import SWAP, UNTOLD, Built, Checkpoint, Job, JobKind, LetterKey, Rebuilding, Shadow
 
 log = get_logger()
 
 #: Why a rebuild was asked for when code changed and the configuration says so.
 CHANGED = "changed code"
 
-#: What stands between a collection's name and a draw in the name of its shadow.
-SHADOW = "__rebuild_"
+#: What helps who subscribes to a collection that was rebuilt without telling.
+NOT_TOLD = "let subscribers empty what they keep, then run `distributary backfill --publish`"
 
-#: What the name of a kept collection ends with.
-PREVIOUS = "__previous"
+#: What to do about a collection that lies where a rebuild would keep the old one.
+NOT_OURS = "which would be put over: rename or drop it first, or rebuild without --keep-previous."
 
 #: Kinds of jobs that build shadows.
 BUILDING = frozenset({JobKind.REBUILD, JobKind.UNDO})
 
 
 class Rebuilds:
-    """Carries out rebuilds, one slice at a time. `draw` gives a text that no other shadow has in its name."""
+    """Carries out rebuilds, one slice at a time. `draw` gives eight hex digits that no other shadow has in its name."""
 
     def __init__(self, slices: Slices, shelf: Shelf, draw: Callable[[], str]) -> None:
         self._slices = slices
@@ -72,6 +80,7 @@ class Rebuilds:
             "sweep": self._sweep,
             "scan": self._scan,
             "again": self._verify,
+            "owners": self._compare_parts,
             "compare": self._compare,
             "settle": self._settle,
         }
@@ -135,6 +144,7 @@ class Rebuilds:
             *(f"sweep/{by}/{name}" for by in job.transforms for name in places if undo),
             *(f"scan/{source}" for source in sources),
             *(f"again/{source}" for source in sources),
+            *(f"owners/{name}" for name in self._collections(job) if job.publish),
             *(f"compare/{name}" for name in self._collections(job)),
             "settle/",
         ]
@@ -171,8 +181,11 @@ class Rebuilds:
     def _anew(self, job: Job) -> Job:
         """Begin again: somebody dropped a shadow."""
         log.warning("shadow lost", transforms=list(job.transforms), next="everything is built anew")
+        again = replace(job, stage="", after=(), until=(), report={})
+        checkpoint = self._committer.checkpoint
+        self._committer.progress(again, checkpoint, self._tellings(self._taken_place(checkpoint)))
         self._forget()
-        return self._progress(replace(job, stage="", after=(), until=(), report={}))
+        return again
 
     def _failure(self, job: Job) -> str:
         """Say why a rebuild cannot be, if so."""
@@ -191,7 +204,22 @@ class Rebuilds:
         unknown = sorted(set(job.transforms) - self._slices.code(job).keys())
         if unknown:
             return f"The worker runs without {', '.join(unknown)}."
-        return self._undo_failure(job) if job.kind is JobKind.UNDO and not job.stage else ""
+        if job.stage:
+            return ""
+        if job.kind is JobKind.UNDO:
+            return self._undo_failure(job)
+        return self._keep_failure(job) if job.keep else ""
+
+    def _keep_failure(self, job: Job) -> str:
+        """Say what a hand made where the old collections are to be kept."""
+        there, kept = self._shelf.ids(), self._kept()
+        names = [f"{name}{PREVIOUS}" for name in self._places(job) if name in there]
+        others = [name for name in names if name in there and there[name] not in kept]
+        return f"No rebuild of this worker kept {', '.join(others)}, {NOT_OURS}" if others else ""
+
+    def _kept(self) -> set[UUID]:
+        """Give the ids of all collections that rebuilds kept."""
+        return {known for job in self._jobs.keeping() for _, known in job.report.get("kept", {}).values()}
 
     def _undo_failure(self, job: Job) -> str:
         there, entries = self._shelf.ids(), self._committer.checkpoint.transforms
@@ -251,13 +279,13 @@ class Rebuilds:
         """
         checkpoint = self._committer.checkpoint
         position = checkpoint.position.time
-        if checkpoint.ahead > position:
+        if not checkpoint.is_level:
             return job
         before = job.written + job.removed
         after = self._slices.walk_at(replace(job, source=source), position, alone=True)
         if after is None:
             return None
-        if self._committer.checkpoint.ahead <= position:
+        if self._committer.checkpoint.is_level:
             differing = job.report.get("differing", 0) + after.written + after.removed - before
             verified = job.report.get("verified", 0) + after.documents - job.documents
             after = replace(after, report={**job.report, "verified": verified, "differing": differing})
@@ -267,10 +295,51 @@ class Rebuilds:
         """Count what differs between the live collection and the one that takes its place."""
         found = Contrast(**job.report.get("collections", {}).get(name, {}))
         shadow = self._committer.checkpoint.shadows[name]
-        behind = self._shelf.compare(name, shadow, job.after, self._slices.documents, found)
+        others = Others([], [])
+        told = others if self._is_told(job, name) else None
+        behind = self._shelf.compare(name, shadow, job.after, self._slices.documents, found, told)
+        self._note(shadow, others.differing + others.moved)
         collections = {**job.report.get("collections", {}), name: asdict(found)}
         after = replace(job, after=behind, report={**job.report, "collections": collections})
         return self._progress(after) if behind else self._advance(after)
+
+    def _compare_parts(self, job: Job, name: str) -> Job | None:
+        """Look which shared records have equal parts with other owners: as a whole they may be equal, too."""
+        if not self._is_told(job, name):
+            return None
+        shadows, parts = self._committer.checkpoint.shadows, parts_of(name)
+        others = Others([], [])
+        behind = self._shelf.compare(
+            parts, shadows[parts], job.after, self._slices.documents, Contrast(), others
+        )
+        keys = {identity(key["k"]): key["k"] for key in others.moved if names_part(key)}
+        self._note(shadows[name], list(keys.values()))
+        return self._progress(replace(job, after=behind)) if behind else None
+
+    def _is_told(self, job: Job, name: str) -> bool:
+        """Whether somebody is told how a collection is another one than before."""
+        return job.publish and self._slices.stores.outbox.tells(name)
+
+    def _note(self, shadow: str, keys: Sequence[Any]) -> None:
+        """Keep the keys of what is to be told of; a crash behind that may let them be kept twice."""
+        if keys:
+            untold = self._slices.stores.untold
+            self._committer.aside(lambda session: untold.note(shadow, keys, session))
+
+    def _tellings(self, shadows: Mapping[str, str]) -> list[Job]:
+        """Give the jobs that tell what differs of collections whose places these shadows take."""
+        untold = self._slices.stores.untold
+        return [
+            Job(None, JobKind.PUBLISH, name, (), "behind a rebuild", stage=f"{UNTOLD}{shadow}")
+            for name, shadow in shadows.items()
+            if untold.next(shadow, ())
+        ]
+
+    def _taken_place(self, checkpoint: Checkpoint) -> Mapping[str, str]:
+        """Give the shadows that have taken their places, by the names of these."""
+        there = self._shelf.ids()
+        known = checkpoint.rebuilding.shadows if checkpoint.rebuilding else {}
+        return {name: each.name for name, each in known.items() if there.get(name) == each.id}
 
     def _settle(self, job: Job, _: str) -> Job:
         """Swap once shadows and live collections show the same time, and before anything else is written.
@@ -278,7 +347,7 @@ class Rebuilds:
         Documents that are parked keep the records that they had, as far as nobody else has them.
         """
         checkpoint = self._committer.checkpoint
-        if checkpoint.ahead > checkpoint.position.time or checkpoint.rebuilding is None:
+        if not checkpoint.is_level or checkpoint.rebuilding is None:
             return job
         for name in job.transforms:
             self._committer.carry(job, name, contested=False)
@@ -325,18 +394,27 @@ class Rebuilds:
             )
         done = replace(job, done=True, stage="done", after=())
         due = [LetterKey(name, key) for name in job.transforms for key in self._committer.parked_keys(name)]
-        asked = self._following(job, checkpoint)
+        asked = [*self._following(job, checkpoint), *self._tellings(checkpoint.shadows)]
         brought_back = self._previous(job) if job.kind is JobKind.UNDO else {}
         self._committer.progress(done, replace(checkpoint, rebuilding=None), asked, due)
         for name, known in brought_back.items():
             self._shelf.drop(name, known)
-        log.info("rebuilt", transforms=list(job.transforms), collections=self._collections(job))
+        self._tell(job)
         return done
+
+    def _tell(self, job: Job) -> None:
+        """Log the end of a rebuild, and what nobody is told of though there is a topic for it."""
+        log.info("rebuilt", transforms=list(job.transforms), collections=self._collections(job))
+        tells = self._slices.stores.outbox.tells
+        for name, found in job.report.get("collections", {}).items():
+            untold = sum(found[kind] for kind in ("changed", "added", "removed"))
+            if untold and tells(name) and not job.publish:
+                log.warning("not told", collection=name, records=untold, next=NOT_TOLD)
 
     def _previous(self, job: Job) -> Mapping[str, UUID]:
         """Give what was kept of the job's collections; to be looked up before the fence is, as in `_forget`."""
-        names = {f"{name}{PREVIOUS}" for name in self._places(job)}
-        return {name: known for name, known in self._shelf.ids().items() if name in names}
+        names, kept = {f"{name}{PREVIOUS}" for name in self._places(job)}, self._kept()
+        return {name: known for name, known in self._shelf.ids().items() if name in names and known in kept}
 
     def _shared(self, transform: str, entry: Built) -> frozenset[str]:
         """Give the collections in which a transform has parts now; its former code may have had others."""
@@ -372,11 +450,15 @@ class Rebuilds:
         claimed = self._slices.stores.checkpoints.claimed(checkpoint.worker)
         written = {name for built in checkpoint.transforms.values() for name in built.collections}
         mine = written - claimed.keys()
-        left = {name: known for name, known in there.items() if shared_of(_shadowed(name)) in mine}
+        left = {name: known for name, known in there.items() if shared_of(shadowed(name)) in mine}
         if checkpoint.rebuilding is not None or left:
             self._committer.save(replace(checkpoint, rebuilding=None))
         for name, known in left.items():
             self._shelf.drop(name, known)
+        told = {job.stage.removeprefix(UNTOLD) for job in self._jobs.open() if job.stage.startswith(UNTOLD)}
+        untold = self._slices.stores.untold
+        if untold.others(told):
+            self._committer.aside(lambda session: untold.keep(told, session))
 
     def _drop_left_behind(self, job: Job) -> Job:
         """Drop the collections that no transform names any more, and forget who wrote them.
@@ -409,8 +491,3 @@ def _began(job: Job, following: str) -> int:
     """Give the documents that count as done when a stage begins: the verification counts anew."""
     begins = following.startswith("again/") and not job.stage.startswith("again/")
     return 0 if begins else job.documents
-
-
-def _shadowed(name: str) -> str:
-    """Give the collection that a shadow belongs to, going by its name; nothing for another collection."""
-    return name.rpartition(SHADOW)[0]

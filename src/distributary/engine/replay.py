@@ -12,7 +12,7 @@ from distributary.change import Change, Identity, identity
 from distributary.derive.batch import is_storable
 from distributary.engine.slices import Slices
 from distributary.errors import PositionLost
-from distributary.ports import Batch, Source, Start
+from distributary.ports.source import Batch, Source, Start
 from distributary.state import Job
 
 #: How long a slice waits for the server to find the next change, in milliseconds.
@@ -75,8 +75,7 @@ class Replays:
 
     def _is_level(self) -> bool:
         """Whether nothing is shown that the stream has not come to."""
-        checkpoint = self._slices.committer.checkpoint
-        return checkpoint.ahead <= checkpoint.position.time
+        return self._slices.committer.checkpoint.is_level
 
     def close(self) -> None:
         """Free what the server holds for the stream at hand."""

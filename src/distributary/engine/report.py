@@ -11,8 +11,9 @@ from distributary.state import Job
 
 log = get_logger()
 
-#: Seconds between two lines.
+#: Seconds until the first line, and between two lines when it goes on for long: each waits twice as long.
 REPORT_SECONDS = 10.0
+LONGEST_SECONDS = 60.0
 
 #: Seconds behind the source from which on the worker is catching up rather than tailing.
 BEHIND_SECONDS = 5
@@ -24,6 +25,7 @@ class Report:
     def __init__(self, newest: Callable[[], Timestamp]) -> None:
         self._newest = newest
         self._since = monotonic()
+        self._every = REPORT_SECONDS
         self._changes = 0
         self._documents = 0
 
@@ -34,9 +36,11 @@ class Report:
     def tell(self, position: Position, job: Job | None) -> None:
         """Write a line when it is time for one and there is something to tell."""
         seconds = monotonic() - self._since
-        if seconds < REPORT_SECONDS:
+        if seconds < self._every:
             return
         lag = self._newest().time - position.time.time
+        is_long = lag > BEHIND_SECONDS or job is not None
+        self._every = min(2 * self._every, LONGEST_SECONDS) if is_long else REPORT_SECONDS
         if lag > BEHIND_SECONDS:
             log.info("catching up", changes_per_second=round(self._changes / seconds), lag_seconds=lag)
         if job is not None:

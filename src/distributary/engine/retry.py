@@ -12,7 +12,8 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from distributary.errors import CheckpointMoved, LeaseLost, PositionLost
+from distributary.errors import CheckpointMoved, DistributaryError, LeaseLost, PositionLost
+from distributary.quoting import message_of
 
 
 class Verdict(StrEnum):
@@ -26,7 +27,7 @@ class Verdict(StrEnum):
 
 #: Server errors after which the same work may succeed: elections, shutdowns, timeouts, killed cursors and
 #: sessions, conflicts. Source: the server's error_codes.yml, categories RetriableError, Interruption,
-#: NotPrimaryError, CursorInvalidatedError, SnapshotError.
+#: NotPrimaryError, CursorInvalidatedError, SnapshotError, CancellationError; and a member that only just started.
 TRANSIENT_CODES = frozenset(
     {
         6,  # HostUnreachable
@@ -38,7 +39,9 @@ TRANSIENT_CODES = frozenset(
         64,  # WriteConcernFailed
         79,  # UnknownReplWriteConcern
         89,  # NetworkTimeout
+        90,  # CallbackCanceled
         91,  # ShutdownInProgress
+        94,  # NotYetInitialized
         112,  # WriteConflict
         117,  # ConflictingOperationInProgress
         133,  # FailedToSatisfyReadPreference
@@ -56,6 +59,8 @@ TRANSIENT_CODES = frozenset(
         246,  # SnapshotUnavailable
         251,  # NoSuchTransaction
         262,  # ExceededTimeLimit
+        279,  # ClientDisconnect
+        281,  # TransactionCoordinatorSteppingDown
         290,  # TransactionExceededLifetimeLimitSeconds
         317,  # ConnectionPoolExpired
         358,  # InternalTransactionNotSupported
@@ -81,13 +86,16 @@ _LABELS = (
 )
 
 
-#: What the driver puts before the server's whole reply, which may hold a document.
-_REPLY = ", full error: "
+#: What the driver puts before what it knows of all members, in its own words.
+_TIMEOUT, _TOPOLOGY = ", Timeout: ", ", Topology Description: "
 
 
 def reason(error: BaseException) -> str:
-    """Give what went wrong in one line for the log."""
-    return str(error).partition(_REPLY)[0][:300] or type(error).__name__
+    """Give what went wrong in one line for the log, without what it quotes of documents."""
+    if isinstance(error, DistributaryError | ConnectionFailure):
+        text = str(error).partition(_TIMEOUT)[0].partition(_TOPOLOGY)[0]
+        return text[:300] or type(error).__name__
+    return (message_of(error, error.__traceback__) or type(error).__name__)[:300]
 
 
 def judge(error: BaseException) -> Verdict:

@@ -7,9 +7,12 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from distributary.engine.commit import Committer
+from distributary.engine.news import News
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.log import get_logger
-from distributary.ports import Behind, Drained, Group, GroupReader
+from distributary.ports.records import Behind
+from distributary.ports.rollups import Drained, Group, GroupReader
+from distributary.quoting import quoting
 from distributary.state import Job, JobKind
 
 log = get_logger()
@@ -25,7 +28,7 @@ LOOK_SECONDS = 60.0
 RETRY_SECONDS = 1.0
 
 #: How long a read that is under way is waited for at the end, in seconds; what it gives is dropped.
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 0.5
 
 #: Records, or groups, of which the groups become pending in one slice of a job.
 SLICE = 5000
@@ -73,6 +76,7 @@ class Draining:
         self._clean = reader is None
         self._not_before = float("-inf")
         self._looked = float("-inf")
+        self._failing = News()
 
     @property
     def is_done(self) -> bool:
@@ -131,10 +135,16 @@ class Draining:
         if read.error is not None:
             self._failed(read.error)
             return
+        self._failing.ends()
         self._committer.settle(read.drained)
-        for each in read.drained:
-            if each.error:
-                log.error("group cannot be computed", group=_name(each.pending.group), reason=each.error)
+        if failed := [each for each in read.drained if each.error]:
+            first = failed[0]
+            log.error(
+                "group cannot be computed",
+                groups=len(failed),
+                group=_name(first.pending.group),
+                reason=first.error,
+            )
         self._groups = min(GROUPS, 2 * self._groups)
         self._after, self._found = read.behind, self._found or bool(read.drained)
         self._clean = not self._after and not self._found
@@ -143,7 +153,8 @@ class Draining:
         """Try again a moment later, with fewer groups; raises what does not pass by itself."""
         if judge(error) is not Verdict.TRANSIENT:
             raise error
-        log.warning("trying again", rollups=True, error=reason(error))
+        if self._failing.is_news():
+            log.warning("trying again", rollups=True, error=reason(error))
         self._groups = max(1, self._groups // 2)
         self._after, self._not_before = (), self._clock() + RETRY_SECONDS
 
@@ -189,4 +200,4 @@ class Builds:
 
 
 def _name(group: Group) -> str:
-    return f"{group.rollup}[{group.key!r:.80}]"
+    return quoting(f"{group.rollup}[", f"{group.key!r:.80}", "]")

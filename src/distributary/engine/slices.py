@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from threading import Event
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -9,13 +10,18 @@ from bson import Timestamp
 from pymongo.errors import OperationFailure
 
 from distributary.change import identity
+from distributary.chunks import chunks
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Desired
 from distributary.engine.ahead import Ahead, End, Slice
-from distributary.engine.commit import Committer, Stores
+from distributary.engine.commit import Committer
 from distributary.engine.derivation import Derivation, letters
+from distributary.engine.portions import Portion
 from distributary.engine.retry import Verdict, judge, reason
-from distributary.ports import Snapshot, TooMuch
+from distributary.engine.spans import Stage
+from distributary.engine.work import Stores
+from distributary.ports.records import TooMuch
+from distributary.ports.source import Snapshot
 from distributary.state import BEGINNING, Job, JobKind, Letter, LetterKey
 
 #: The stage of a job in which the source is walked.
@@ -33,6 +39,12 @@ WAIT_SECONDS = 0.05
 #: Seconds that the commit of a slice should take at most: as long does the stream wait for it.
 SLICE_SECONDS = 0.5
 
+#: How long what reads and derives ahead is waited for when it is dropped, in seconds: as long does the stream wait.
+CLOSE_SECONDS = 0.3
+
+#: Documents of a slice that is not made smaller.
+LEAST = 100
+
 
 class BadQuery(Exception):
     """MongoDB refuses a query that somebody has given, or takes too long for it."""
@@ -41,9 +53,9 @@ class BadQuery(Exception):
 class Slices:
     """Carries out jobs for the holder of the lease; `most` documents are in a slice, fewer where commits take long.
 
-    A slice shows nothing that is older than what was shown: it is read after everything that was committed and is
-    committed before anything else is. A scan reads ahead, and leaves out what the stream committed in the meantime; so
-    nothing that was deleted comes back.
+    A slice shows nothing that is older than what was shown, so that nothing that was deleted comes back: those of a
+    scan are read ahead, and leave out what the stream committed in the meantime; all others are read after everything
+    that was committed, and are committed before anything else is.
     """
 
     #: What reads ahead.
@@ -56,14 +68,19 @@ class Slices:
         self.committer = committer
         self.stores = stores
         self.purge = purge
-        self.documents = self._most = most
+        self._portion = Portion(most, SLICE_SECONDS, LEAST)
         self._ahead: Ahead | None = None
         self._of: tuple[Any, str] = (None, "")
 
+    @property
+    def documents(self) -> int:
+        """How many documents the next slice should have."""
+        return self._portion.size
+
     def close(self) -> None:
-        """Drop what was read ahead."""
+        """Drop what was read ahead; a thread whose transform hangs is left behind, and gives nothing any more."""
         if self._ahead is not None:
-            self._ahead.close()
+            self._ahead.close(CLOSE_SECONDS)
             self.committer.overtaken.end()
             self._ahead = None
 
@@ -160,12 +177,13 @@ class Slices:
         `alone` writes shadows only.
         """
         job, overtaken = self._bounded(job), self.committer.overtaken
-        if self._ahead is None or self._of != (job.id, job.stage) or overtaken.torn:
+        if self._ahead is None or self._of != (job.id, job.stage) or overtaken.void:
             self.close()
             overtaken.begin()
-            self._ahead, self._of = self.reading(self._read(job)), (job.id, job.stage)
-        part = self._ahead.next(WAIT_SECONDS)
-        if isinstance(part, End):
+            self._ahead, self._of = self._begun(job), (job.id, job.stage)
+        try:
+            part = self._ahead.next(WAIT_SECONDS)
+        except End:
             self.close()
             return None
         return replace(job) if part is None else self._put(job, overtaken.left(job.source, part), alone=alone)
@@ -176,12 +194,17 @@ class Slices:
         What has no key that a slice can start behind is done along with what comes behind it.
         """
         job = self._bounded(job)
-        for part in self._read(job, at):
+        for part in self._read(job, self.derivation, at):
             after = self._put(job, part, alone=alone)
             if after.after != job.after:
                 return after
             job = after
         return None
+
+    def _begun(self, job: Job) -> Ahead:
+        """Begin to read ahead behind the job's key."""
+        stop = Event()
+        return self.reading(self._read(job, self.derivation.stopped_by(stop)), stop)
 
     def _bounded(self, job: Job) -> Job:
         """Give a scan that begins its end: what is inserted behind that comes by the stream."""
@@ -193,16 +216,13 @@ class Slices:
     def _put(self, job: Job, part: Slice, *, alone: bool) -> Job:
         """Commit a slice of a scan, and learn how many documents the next one should have."""
         after = replace(job, after=part.after, documents=job.documents + part.documents)
+        self.committer.observer.spans.stage(Stage.SCAN, part.made, documents=part.documents)
         began = monotonic()
         after = self._commit(after, part.time, part.desired, part.letters, alone=alone)
-        took = monotonic() - began
-        if took > SLICE_SECONDS:
-            self.documents = max(1, self.documents // 2)
-        elif took < SLICE_SECONDS / 4:
-            self.documents = min(self._most, 2 * self.documents)
+        self._portion.took(part.documents, monotonic() - began, full=True)
         return after
 
-    def _read(self, job: Job, at: Timestamp | None = None) -> Iterator[Slice]:
+    def _read(self, job: Job, derivation: Derivation, at: Timestamp | None = None) -> Iterator[Slice]:
         """Read and derive documents behind the job's key, as of `at` or as of the newest time.
 
         Where no key of a slice can be encoded, the next slice starts behind the same key and leaves them out.
@@ -217,14 +237,16 @@ class Slices:
             behind = _behind(keys)
             if not snapshot.documents:
                 yield Slice(0, behind or job.after, snapshot.time, [], [])
-            yield from self._parts(job, snapshot, behind)
+            yield from self._parts(job, derivation, snapshot, behind)
             job = replace(job, after=behind or job.after)
             skip = 0 if behind else skip + len(keys)
 
-    def _parts(self, job: Job, snapshot: Snapshot, behind: tuple[Any, ...]) -> Iterator[Slice]:
+    def _parts(
+        self, job: Job, derivation: Derivation, snapshot: Snapshot, behind: tuple[Any, ...]
+    ) -> Iterator[Slice]:
         """Derive what was read, in parts that fit into memory; the last one leaves `behind` as the key to go on at."""
         before, scanned = 0, snapshot.keys
-        for done, derived in self.derivation.parts(job.source, snapshot, job.transforms):
+        for done, derived in derivation.parts(job.source, snapshot, job.transforms):
             reached = behind if done == len(scanned) else _behind(scanned[:done])
             yield Slice(
                 done - before, reached or job.after, snapshot.time, derived.desired, letters(derived.failed)
@@ -287,7 +309,7 @@ class Slices:
     def _sweep_parked(self, job: Job) -> Job:
         """Resolve the dead letters of documents that are gone."""
         for name in job.transforms:
-            for keys in self.chunks(self.committer.parked_keys(name)):
+            for keys in chunks(self.committer.parked_keys(name), self.documents):
                 there = self.derivation.documents.existing(job.source, keys)
                 alive = {identity(each["_id"]) for each in there.documents}
                 gone = [key for key in keys if identity(key) not in alive]
@@ -296,11 +318,6 @@ class Slices:
                 nothing = self.derivation.gone(job.source, gone, there.time, name)
                 job = self._commit(job, there.time, nothing)
         return self._advance(job, self.committer.checkpoint.ahead)
-
-    def chunks(self, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        """Cut keys into what one slice takes."""
-        for start in range(0, len(keys), self.documents):
-            yield keys[start : start + self.documents]
 
     def _distinct(self, collection: str, transform: str, after: tuple[Any, ...]) -> list[Any]:
         found = self.stores.sink.swept(collection, transform, after, self.documents)

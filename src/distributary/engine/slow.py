@@ -12,6 +12,7 @@ from typing import NamedTuple
 from distributary.derive.collapse import Latest
 from distributary.derive.transform import Transform
 from distributary.log import get_logger
+from distributary.quoting import quoting
 from distributary.state import SlowTransform
 
 log = get_logger()
@@ -63,7 +64,8 @@ class Slow:
                 if self._told.get(thread) is not begun:
                     self._told[thread] = begun
                     place = f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
-                    log.warning("a transform takes long", **slow[-1]._asdict(), place=place)
+                    key = quoting("", slow[-1].key)
+                    log.warning("a transform takes long", **slow[-1]._replace(key=key)._asdict(), place=place)
         return slow
 
     def _slow(self, document: Latest, seconds: float, frame: FrameType | None) -> SlowTransform:

@@ -7,16 +7,20 @@ from time import monotonic
 
 from pymongo.errors import PyMongoError
 
+from distributary.engine.news import News
 from distributary.engine.observer import SILENT, Observer, Part, Phase
 from distributary.engine.retry import reason
 from distributary.log import get_logger
-from distributary.ports import LeaseStore
+from distributary.ports.stores import LeaseStore
 from distributary.state import SlowTransform
 
 log = get_logger()
 
-#: How often a standby looks whether the lease is free, in seconds; more often when the lease is short.
-STANDBY_SECONDS = 0.5
+#: How often a standby looks whether the lease is free, in seconds.
+STANDBY_SECONDS = 0.1
+
+#: How soon a thread that waits for the process to be asked to stop looks whether the work has ended, in seconds.
+FOLLOW_SECONDS = 1.0
 
 #: Renewals within one duration of the lease.
 RENEWALS = 4
@@ -39,6 +43,7 @@ class Tenure:
     ) -> None:
         self.lease = lease
         self.over = Event()
+        self._is_given_back = False
         self._seconds = seconds
         self._stop = stop
         self._slow = slow
@@ -56,7 +61,7 @@ class Tenure:
             if not told:
                 log.info("standing by", reason="another process holds the lease")
                 told = True
-            self._stop.wait(min(STANDBY_SECONDS, self._seconds / RENEWALS))
+            self._stop.wait(STANDBY_SECONDS)
         return False
 
     @contextmanager
@@ -66,6 +71,7 @@ class Tenure:
         self._done = Event()
         self._observer.held(lease=True)
         thread.start()
+        Thread(target=self._follow_stop, name="stop", daemon=True).start()
         try:
             yield
         finally:
@@ -78,33 +84,44 @@ class Tenure:
     def give_up(self) -> None:
         """Give the lease back though the work goes on: it commits nothing any more once the next holder began."""
         self.over.set()
-        self._give_back()
+        self._give_back(working=True)
 
-    def _give_back(self) -> None:
+    def _give_back(self, *, working: bool = False) -> None:
+        if self._is_given_back:
+            return
         try:
-            self.lease.release()
+            self.lease.release(working=working)
+            self._is_given_back = True
         except PyMongoError as error:
             log.warning("lease not given back, it expires", error=reason(error))
 
+    def _follow_stop(self) -> None:
+        """End the tenure when the process is asked to stop, whatever the other threads wait for."""
+        while not self._done.is_set():
+            if self._stop.wait(FOLLOW_SECONDS):
+                self.over.set()
+                return
+
     def _renew(self) -> None:
         """Renew in time; a lease that could not be renewed for its whole duration is lost."""
-        renewed = monotonic()
+        renewed, failing = monotonic(), News()
         while not self._done.wait(self._seconds / RENEWALS / 5):
             self._observer.beat(Part.LEASE)
-            if self._stop.is_set():
-                self.over.set()
             slow = self._slow()
             if monotonic() - renewed < self._seconds / RENEWALS:
                 continue
             try:
                 held = self.lease.renew(slow)
             except PyMongoError as error:
-                log.warning("lease not renewed", error=reason(error))
-                held = monotonic() - renewed < self._seconds
+                left = self._seconds - (monotonic() - renewed)
+                if failing.is_news():
+                    log.warning("lease not renewed", seconds_left=max(0, round(left)), error=reason(error))
+                held = left > 0
             else:
                 renewed = monotonic()
+                failing.ends()
             if not held:
-                log.warning("lease lost")
+                log.warning("lease lost", next="this process commits nothing more, and stands by")
                 self._observer.rest(Part.LEASE)
                 self._observer.held(lease=False)
                 self.over.set()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from queue import Empty, Queue
+from queue import Queue
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
@@ -11,12 +11,14 @@ from bson import Timestamp
 from distributary.change import Position, identity
 from distributary.derive.trigger import Effects, Reacted, Seen, Trigger, react
 from distributary.engine.commit import Committer
-from distributary.engine.handing import hand
+from distributary.engine.handing import hand, taken
 from distributary.engine.reactions import Reactions
+from distributary.engine.spans import Unit
 from distributary.errors import PositionLost
 from distributary.log import get_logger
-from distributary.ports import Changes, LetterStore, ParkedChange, SeenBatch, Start
-from distributary.state import Checkpoint, Job, LetterKey, LetterKind, TriggerStream
+from distributary.ports.source import Changes, SeenBatch, Start
+from distributary.ports.stores import LetterStore
+from distributary.state import Checkpoint, Job, LetterKey, TriggerStream
 
 log = get_logger()
 
@@ -136,24 +138,18 @@ class Reader:
 
     def next(self) -> Ready | None:
         """Give what is ready, without waiting."""
-        try:
-            item = self._ready.get_nowait()
-        except Empty:
-            return None
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        return taken(self._ready, 0)
 
     @property
     def waiting(self) -> bool:
         """Whether something is ready."""
         return not self._ready.empty()
 
-    def close(self) -> None:
-        """Stop the thread and close the stream; what was read and not given is read again."""
+    def close(self, seconds: float | None = None) -> None:
+        """Stop the thread, wait for it for so long at most, and close the stream; what was not given is read again."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(seconds)
         self._source.close()
 
     def _guarded(self) -> None:
@@ -216,9 +212,9 @@ class TriggerTail:
         """Start to read."""
         self._reader.start()
 
-    def close(self) -> None:
-        """Stop to read."""
-        self._reader.close()
+    def close(self, seconds: float | None = None) -> None:
+        """Stop to read; a trigger at work is waited for so long at most."""
+        self._reader.close(seconds)
 
     @property
     def waiting(self) -> bool:
@@ -235,7 +231,8 @@ class TriggerTail:
         if ready is None:
             return 0
         if ready.reacted:
-            self._reactions.commit(ready.reacted, ready.changes, ready.position)
+            with self._committer.observer.spans.unit(Unit.TRIGGERS, changes=ready.changes):
+                self._reactions.commit(ready.reacted, ready.changes, ready.position)
         self.reached, self._torn = ready.position, ready.torn
         return ready.changes
 
@@ -267,17 +264,13 @@ class TriggerTail:
         if not self._reactions.parked:
             return
         for name in self._triggers.plugged:
-            heads: dict[Any, ParkedChange] = {}
-            for each in self._letters.changes(name):
-                heads.setdefault(each.seen.queue, each)
-            for head in heads.values():
-                if head.due or head.kind is LetterKind.WAITING:
-                    self._again(name, head.seen.key)
+            for key in self._letters.ready(name):
+                self._again(name, key)
 
     def _again(self, name: str, key: Any) -> int:
         """Try what is parked of one document again, up to the first change that fails; gives how many succeeded."""
         done = 0
-        for each in self._letters.changes(name, [key]):
+        for each in self._letters.changes(name, key):
             parked = self._letters.change(LetterKey(name, each.seen.of))
             if parked is None:
                 self._reactions.forget(each.seen)

@@ -1,7 +1,8 @@
 """Messages: what is published of a record's change and of a trigger's event, as a CloudEvent.
 
-Sources: "CloudEvents" and "JSON Event Format for CloudEvents", version 1.0.2; "Google Cloud Pub/Sub Protocol Binding
-for CloudEvents", version 1.0 (googleapis/google-cloudevents, docs/spec/pubsub.md); "Quotas and limits" of Pub/Sub.
+Sources: "CloudEvents" and "JSON Event Format for CloudEvents", version 1.0.2, with the extension "Distributed Tracing";
+"Google Cloud Pub/Sub Protocol Binding for CloudEvents", version 1.0 (googleapis/google-cloudevents,
+docs/spec/pubsub.md); "Quotas and limits" of Pub/Sub.
 """
 
 from collections.abc import Iterable, Mapping
@@ -51,7 +52,8 @@ class RecordChange(NamedTuple):
     """A derived record as it is stored behind a commit (`document`: its BSON with `_src`), or None: it is gone.
 
     `time` is the cluster time of the state that the commit shows, `position` its resume token, empty if it has none.
-    `sequence` is the commit's revision and the number in it: it rises with every event of a worker.
+    `sequence` is the commit's revision and the number in it: it rises with every event of a worker. `trace` is the
+    commit's `traceparent`, empty where nobody traces.
     """
 
     collection: str
@@ -60,6 +62,7 @@ class RecordChange(NamedTuple):
     time: Timestamp
     position: str
     sequence: tuple[int, int]
+    trace: str = ""
 
 
 class Envelope:
@@ -104,7 +107,7 @@ class Envelope:
         data = dumps({"collection": change.collection, "_id": key, "bytes": len(document)}, self._form)
         return self._message(topic, envelope, data, ordering_key(envelope.get("subject", "")))
 
-    def of_event(self, event: Event) -> Message:
+    def of_event(self, event: Event, trace: str = "") -> Message:
         """Give the message of what a trigger yielded, with its attributes; the envelope's own come first."""
         subject = event.ordering_key or ""
         envelope = _envelope(
@@ -114,6 +117,7 @@ class Envelope:
             subject=subject,
             time=_time(event.at),
             position=event.position,
+            traceparent=trace,
         )
         data = dumps(decoded(event.data), self._form)
         message = self._message(event.topic, envelope, data, ordering_key(subject) if subject else "")
@@ -132,6 +136,7 @@ class Envelope:
             position=change.position,
             sequence=f"{revision:016x}-{number:08x}",
             recordkey=record_key(key),
+            traceparent=change.trace,
         )
 
     def _record_id(self, change: RecordChange, key: Any, kind: str) -> str:

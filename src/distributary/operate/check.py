@@ -7,13 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from bson import Timestamp, decode
-from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
-from distributary.change import CODEC, Position
+from distributary.change import CODEC, RAW, Position
+from distributary.counting import counted
 from distributary.derive.purity import (
     CHANGES,
     CHANGES_CURE,
@@ -25,11 +24,13 @@ from distributary.derive.purity import (
 )
 from distributary.derive.registry import Registry
 from distributary.derive.transform import Failure, Transform
-from distributary.engine.retry import passes
+from distributary.engine.retry import passes, reason
 from distributary.errors import ConfigurationError, DistributaryError, EnvironmentFault
 from distributary.operate.images import OPTION, Lacking, lacking, switch_on
 from distributary.operate.privileges import Lack, Place, Role, granted, lacks
+from distributary.operate.roles import SERVERS
 from distributary.operate.status import iso
+from distributary.operate.surplus import Where, surplus
 from distributary.sink.collections import refuse_unsuitable
 from distributary.sink.rollups import refuse_bad
 from distributary.source import deployment
@@ -52,8 +53,6 @@ BETWEEN_RUNS = 1.1
 #: What a worker does about a position that is lost, unless it may not.
 _DERIVED_AGAIN = "A worker derives everything again"
 _UNSEEN = "A worker calls triggers from the present on, and `status` names what they did not see"
-
-_RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
 class Level(StrEnum):
@@ -174,22 +173,20 @@ class Preflight:
         yield _version("source", self.raw.client, f"replica set {reply['setName']}")
 
     def _source_privileges(self) -> Found:
-        where = {
-            Role.SOURCE: [Place(self.raw.name)],
-            Role.CLUSTER: [Place("")],
-            Role.OPLOG: [Place("local", "oplog.rs")],
-        }
-        yield from _privileges("source privileges", self.raw, where)
+        subject, where = "source privileges", {Role.SOURCE: Place(self.raw.name), **SERVERS}
+        yield from _privileges(subject, self.raw, {role: [place] for role, place in where.items()})
+        written = self._written() if self.derived.client is self.raw.client else {}
+        yield from _surplus(subject, self.raw.client, {**where, **written})
+
+    def _written(self) -> Where:
+        return {Role.DERIVED: Place(self.derived.name), Role.STATE: Place(self.state.name)}
 
     def _history(self) -> Found:
         subject = "source history"
         try:
             oldest = deployment.oldest(self.raw.client)
-        except OperationFailure:
-            cure = (
-                "Grant find on local.oplog.rs, and `status` tells as well how long a worker may stand still."
-            )
-            yield Finding(Level.WARNING, subject, "cannot be read, so nobody knows how far it reaches.", cure)
+        except OperationFailure as error:
+            yield _unread_history(subject, error)
             return
         hours = (deployment.head(self.raw.client).time - oldest.time) / 3600
         yield _history_finding(subject, hours)
@@ -244,6 +241,8 @@ class Preflight:
             Role.STATE: [Place(self.state.name)],
         }
         yield from _privileges("derived privileges", self.derived, where)
+        if self.derived.client is not self.raw.client:
+            yield from _surplus("derived privileges", self.derived.client, self._written())
 
     def _derived_collections(self) -> Found:
         subject = "derived collections"
@@ -347,6 +346,21 @@ def _lack(subject: str, lack: Lack, users: Sequence[str]) -> Finding:
     return Finding(Level.FAULT, subject, message, cure, 3)
 
 
+def _surplus(subject: str, client: MongoClient[Any], where: Where) -> Found:
+    cure = "Grant the role that `distributary check --roles` prints in its place."
+    for each in surplus(client, where):
+        message = f"role {each.role} allows more than is needed: {each}."
+        yield Finding(Level.WARNING, subject, message, cure)
+
+
+def _unread_history(subject: str, error: OperationFailure) -> Finding:
+    told, cure = "cannot be read, so nobody knows how far it reaches", "Look into the server's log."
+    if deployment.is_denied(error):
+        cure = "Grant find on local.oplog.rs, and `status` tells as well how long a worker may stand still."
+        return Finding(Level.WARNING, subject, f"{told}.", cure)
+    return Finding(Level.WARNING, subject, f"{told}: {reason(error)}.", cure)
+
+
 def _history_finding(subject: str, hours: float) -> Finding:
     message = f"reaches back {hours:,.1f} hours."
     if hours >= SHORT_HISTORY_HOURS:
@@ -368,7 +382,7 @@ def _in_history(subject: str, position: Position, oldest: Timestamp, lost: str) 
 
 
 def _sampled(raw: Database[Any], source: str) -> list[bytes]:
-    collection = raw.get_collection(source, _RAW)
+    collection = raw.get_collection(source, RAW)
     sample: list[bytes] = []
     with collection.aggregate([{"$sample": {"size": SAMPLE}}], batchSize=1) as found:
         for each in found:
@@ -398,9 +412,8 @@ class _Trial:
         found = [*self._failures(second), *self._unstable(second), *self._mutations()]
         yield from found
         if not found:
-            yield ok(
-                "sample", f"{self._name} derives {len(self._sample)} sampled documents, each time the same."
-            )
+            sampled = counted(len(self._sample), "sampled document")
+            yield ok("sample", f"{self._name} derives {sampled}, each time the same.")
 
     @property
     def _name(self) -> str:
@@ -417,7 +430,7 @@ class _Trial:
             raw, failure = failures[0]
             assert isinstance(failure, Failure)
             key = f"{decode(raw, CODEC)['_id']!r:.80}"
-            count = f"{len(failures)} of {len(self._sample)} sampled documents"
+            count = f"{len(failures)} of {counted(len(self._sample), 'sampled document')}"
             message = f"{self._name} fails for {count}; for {key}: {failure.reason:.300}"
             level = Level.FAULT if len(failures) == len(self._sample) else Level.WARNING
             cure = "Correct the transform or the documents: a worker would park them as dead letters."
@@ -427,7 +440,7 @@ class _Trial:
         pairs = zip(self._first, second, strict=True)
         count = sum(differ(first, again) for first, again in pairs)
         if count:
-            yield self._fault(f"{self._name} {UNSTABLE} for {count} documents.", UNSTABLE_CURE)
+            yield self._fault(f"{self._name} {UNSTABLE} for {counted(count, 'document')}.", UNSTABLE_CURE)
 
     def _mutations(self) -> Found:
         if self._changed:

@@ -10,7 +10,7 @@ from distributary.change import CODEC, Version, identity
 from distributary.derive.plan import Desired, Owner, Stored
 from distributary.derive.records import ENGINE_FIELD, EncodedRecord, Place
 from distributary.parts import is_parts
-from distributary.sink.mongo import is_foreign
+from distributary.sink.stored import is_foreign
 
 
 class Kind(StrEnum):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from pymongo.database import Database
 
+from distributary.chunks import chunks
 from distributary.errors import Failed
 from distributary.operate.repair import JOB_KEYS
-from distributary.operate.sides import chunks
 from distributary.operate.status import iso
 from distributary.operate.watch import LOOK_SECONDS
 from distributary.parts import told

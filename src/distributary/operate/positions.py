@@ -12,7 +12,7 @@ from distributary.change import Position
 from distributary.config import Point, point_of
 from distributary.errors import ConfigurationError, Fault, PositionLost
 from distributary.operate.status import iso
-from distributary.ports import Batch, Source, Start
+from distributary.ports.source import Batch, Source, Start
 from distributary.source import deployment
 from distributary.source.stream import Stream
 

@@ -8,14 +8,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from bson import decode, encode
-from bson.codec_options import CodecOptions
 from bson.errors import BSONError
-from bson.raw_bson import RawBSONDocument
 from pymongo import ReadPreference
 from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 
-from distributary.change import CODEC, Identity, Version, identity
+from distributary.change import CODEC, RAW, Identity, Version, identity
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Owner, Stored
 from distributary.derive.purity import Call, call, differ
@@ -25,11 +23,9 @@ from distributary.excerpt import behind_key, key_of
 from distributary.operate.comparison import differing
 from distributary.operate.sides import Sides
 from distributary.parts import is_parts, told
-from distributary.sink.mongo import read_records
+from distributary.sink.stored import read_records
 from distributary.state import Checkpoint
 from distributary.store.checkpoints import Checkpoints
-
-_RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
 class State(StrEnum):
@@ -181,7 +177,7 @@ class Preview:
 
     def _read(self, stages: list[dict[str, Any]]) -> Iterator[bytes]:
         """Read documents of the source in BSON, in the order of their keys."""
-        source = committed(self._sides.raw).get_collection(self.transform.source, _RAW)
+        source = committed(self._sides.raw).get_collection(self.transform.source, RAW)
         with source.aggregate([*stages, {"$sort": {"_id": 1}}], batchSize=10) as found:
             for each in found:
                 yield each.raw

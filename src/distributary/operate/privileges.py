@@ -34,7 +34,7 @@ class Need:
 
 
 _WRITER = ("find", "insert", "update", "remove", "createCollection", "createIndex")
-_SWAPPER = ("dropCollection", "renameCollectionSameDB")
+_SWAPPER = ("listIndexes", "dropCollection", "renameCollectionSameDB")
 
 #: Every privilege that is asked for. On `source` they are needed on the database as a whole (a change stream
 #: of a database demands it), and on `state`, where collections of parts are made as shared records come.
@@ -45,6 +45,7 @@ NEEDS = (
     Need(Role.OPLOG, ("find",), "see how far the history reaches", optional=True),
     Need(Role.DERIVED, _WRITER, "write derived records and create their collections and indexes"),
     Need(Role.DERIVED, ("listCollections",), "see whether the derived collections are suitable", whole=True),
+    Need(Role.DERIVED, ("listIndexes",), "find the index of a rollup by several fields", optional=True),
     Need(
         Role.DERIVED,
         (*_WRITER, *_SWAPPER),
@@ -55,7 +56,8 @@ NEEDS = (
     Need(
         Role.STATE,
         _WRITER,
-        "keep checkpoints, leases, dead letters, jobs, parts of shared records, pending groups and the outbox",
+        "keep checkpoints, leases, the word of processes, dead letters, jobs, parts of shared records, pending"
+        " groups and the outbox",
         whole=True,
     ),
     Need(Role.STATE, ("listCollections",), "see the parts of shared records", whole=True),
@@ -83,6 +85,13 @@ class Place:
             return "the cluster"
         return f"{self.database}.{self.collection}" if self.collection else f"database {self.database}"
 
+    @property
+    def resource(self) -> dict[str, Any]:
+        """The resource as the server writes it."""
+        if not self.database:
+            return {"cluster": True}
+        return {"db": self.database, "collection": self.collection}
+
 
 @dataclass(frozen=True, slots=True)
 class Grants:
@@ -109,7 +118,7 @@ def _covers(resource: Mapping[str, Any], place: Place) -> bool:
         return True
     if not place.database:
         return bool(resource.get("cluster"))
-    if "db" not in resource:
+    if "collection" not in resource:
         return False
     database, collection = resource["db"], resource["collection"]
     if collection not in {"", place.collection}:

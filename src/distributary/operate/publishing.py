@@ -1,6 +1,9 @@
 """Publishing what did not change: which jobs that takes, and what is in the way."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+
+from bson import ObjectId
 
 from distributary.config import Config
 from distributary.derive.registry import Registry
@@ -32,6 +35,9 @@ def published_by(registry: Registry, transforms: Iterable[str]) -> list[str]:
     return sorted(named & registry.published.keys())
 
 
-def tellings(registry: Registry, transforms: Iterable[str]) -> list[Job]:
-    """Give the jobs that publish every record of what these transforms fill."""
-    return [Job(None, JobKind.PUBLISH, name, (), "asked for") for name in published_by(registry, transforms)]
+def told_of(registry: Registry, transforms: Iterable[str], jobs: Iterable[Job]) -> list[Job]:
+    """Give jobs with ids, and those that publish every record of what these transforms fill, once they are done."""
+    first = [replace(job, id=ObjectId()) for job in jobs]
+    behind = tuple(job.id for job in first)
+    names = published_by(registry, transforms)
+    return first + [Job(None, JobKind.PUBLISH, name, (), "asked for", behind=behind) for name in names]

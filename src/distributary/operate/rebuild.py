@@ -8,10 +8,13 @@ from distributary.errors import Failed
 from distributary.state import Checkpoint, Job, JobKind
 
 
-def rebuild(registry: Registry, names: Iterable[str], *, keep: bool = False, undo: bool = False) -> Job:
+def rebuild(
+    registry: Registry, names: Iterable[str], *, keep: bool = False, undo: bool = False, publish: bool = False
+) -> Job:
     """Give the job that builds anew all collections of these transforms, or brings back what was kept of them.
 
-    Raises `Failed` when one of the collections is filled by another transform, too.
+    With `publish` it tells of what differs behind that. Raises `Failed` when one of the collections is filled by
+    another transform, too.
     """
     wanted = tuple(sorted(names))
     together = sorted({name for group in groups(_collections(registry), wanted) for name in group})
@@ -30,7 +33,7 @@ def rebuild(registry: Registry, names: Iterable[str], *, keep: bool = False, und
         )
     kind = JobKind.UNDO if undo else JobKind.REBUILD
     source = registry.transforms[wanted[0]].source
-    return Job(None, kind, source, wanted, "asked for", keep=keep)
+    return Job(None, kind, source, wanted, "asked for", keep=keep, publish=publish)
 
 
 def drop(checkpoint: Checkpoint, named: Iterable[str]) -> Job | None:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from distributary.change import Identity, identity
+from distributary.chunks import chunks
 from distributary.derive.batch import is_storable
 from distributary.operate.comparison import Difference
-from distributary.operate.sides import chunks
 from distributary.state import Job, JobKind
 
 #: Keys in one job. One with foreign records is done in one transaction, so that it must not be large.

@@ -8,13 +8,14 @@ from typing import Any
 from pymongo.database import Database
 
 from distributary.change import Identity, identity
+from distributary.chunks import chunks
 from distributary.derive.batch import is_storable
 from distributary.derive.transform import Transform
 from distributary.operate.comparison import Difference, Kind
 from distributary.operate.positions import Mark, history, lean
-from distributary.operate.sides import Sides, chunks
+from distributary.operate.sides import Sides
 from distributary.parts import shared_of
-from distributary.ports import Batch
+from distributary.ports.source import Batch
 from distributary.state import Checkpoint, Job, JobKind
 
 #: Documents that are read and compared at once.

@@ -14,14 +14,15 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from distributary.change import CODEC, Identity, identity
+from distributary.chunks import chunks
 from distributary.derive.records import ENGINE_FIELD
 from distributary.derive.rollup import Rollup, agree, group_of
 from distributary.engine.retry import passes
 from distributary.engine.rollups import JOB_KEYS, rollup_job
 from distributary.operate.comparison import Difference, Kind
-from distributary.operate.sides import Moment, Sides, chunks
+from distributary.operate.sides import Moment, Sides
 from distributary.operate.watch import LOOK_SECONDS, Watch
-from distributary.ports import Group
+from distributary.ports.rollups import Group
 from distributary.sink.rollups import Server
 from distributary.state import Job, JobKind
 from distributary.store.jobs import JOBS

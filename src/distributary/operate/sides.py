@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from bson import Timestamp, encode
 from bson.errors import BSONError
@@ -13,6 +13,7 @@ from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 
 from distributary.change import CODEC, Identity, Version, identity
+from distributary.chunks import chunks
 from distributary.derive.batch import Derived, is_storable
 from distributary.derive.plan import Owner, Stored
 from distributary.derive.registry import Registry
@@ -21,15 +22,13 @@ from distributary.engine.derivation import Derivation
 from distributary.errors import Failed
 from distributary.operate.comparison import Comparison, Difference, Found, Kind
 from distributary.parts import is_parts, parts_of
-from distributary.ports import Snapshot
-from distributary.sink.mongo import read_parts, read_records
+from distributary.ports.source import Snapshot
+from distributary.sink.stored import read_parts, read_records
 from distributary.source import deployment
 from distributary.source.documents import Documents
 from distributary.state import Built, Checkpoint
 from distributary.store.checkpoints import CHECKPOINTS, Checkpoints, from_document
 from distributary.store.letters import Letters
-
-T = TypeVar("T")
 
 #: Source keys, or keys of records, in one query.
 QUERY_KEYS = 1000
@@ -80,9 +79,8 @@ class Moment:
 
     @property
     def at(self) -> Timestamp | None:
-        """The time of the source that the records show exactly; None while some show newer states."""
-        position = self.checkpoint.position.time
-        return position if self.checkpoint.ahead <= position else None
+        """The time of the source that the records show exactly; None while some show newer or older states."""
+        return self.checkpoint.position.time if self.checkpoint.is_level else None
 
     @property
     def newest(self) -> Version:
@@ -282,9 +280,3 @@ def _digest(document: Mapping[str, Any]) -> int:
         return hash(encode(document, codec_options=CODEC))
     except (BSONError, ValueError, OverflowError):  # invalid UTF-8 somewhere in it
         return hash(repr(document))
-
-
-def chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    """Cut into lists of at most `size`."""
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

@@ -1,6 +1,6 @@
 """What every worker in a state database is doing, how far it is, and what it left undone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,7 +13,9 @@ from pymongo.errors import OperationFailure, PyMongoError
 from distributary.change import Position
 from distributary.derive.registry import Registry
 from distributary.engine.publishing import UNBOUNDED, Bounds
+from distributary.engine.retry import reason
 from distributary.errors import DistributaryError
+from distributary.operate.condition import FINE, Judgement, judged
 from distributary.source import deployment
 from distributary.state import Built, Checkpoint, Job, JobKind, SlowTransform, SourceIdentity, TriggerStream
 from distributary.store.checkpoints import CHECKPOINTS, Checkpoints, from_document, lag_seconds
@@ -22,6 +24,7 @@ from distributary.store.lease import LEASES, Lease
 from distributary.store.letters import LETTERS
 from distributary.store.outbox import Unpublished, unpublished
 from distributary.store.pending import PendingGroups, count_pending
+from distributary.store.processes import Process, heard
 
 
 class WorkerState(StrEnum):
@@ -89,7 +92,7 @@ class WorkerStatus:
     source's head minus the position, `headroom_seconds` what is left until the position falls out of the
     source's history; each is None where `unknown` says why. `left_behind` are the derived collections that no transform
     names any more, `pending` the groups of rollups that are still to be computed. `waits` tells that so much is not
-    published that the worker waits.
+    published that the worker waits. `judgement` says how it is, and `processes` are those that were heard of lately.
     """
 
     name: str
@@ -110,6 +113,8 @@ class WorkerStatus:
     outbox: Unpublished = field(default_factory=Unpublished)
     triggers: TriggersStatus | None = None
     waits: bool = False
+    judgement: Judgement = FINE
+    processes: tuple[Process, ...] = ()
 
     def answer(self) -> dict[str, Any]:
         """Give it as JSON has it; times are ISO-8601."""
@@ -117,6 +122,10 @@ class WorkerStatus:
         return {
             "name": self.name,
             "state": self.state.value,
+            "condition": self.judgement.condition.value,
+            "why": self.judgement.why or None,
+            "next": self.judgement.cure or None,
+            "processes": [process_answer(each) for each in self.processes],
             "holder": self.holder,
             "position": place,
             "saved_at": self.saved_at and self.saved_at.isoformat(),
@@ -134,6 +143,11 @@ class WorkerStatus:
             "outbox_bytes": self.outbox.bytes,
             "outbox_since": self.outbox.since and iso(self.outbox.since),
             "outbox_full": self.waits,
+            "outbox_topics": {
+                name: {"events": each.waiting, "since": each.since and iso(each.since)}
+                for name, each in self.outbox.topics.items()
+                if each.waiting
+            },
             "unpublishable": self.outbox.refused,
             "triggers": self.triggers and self.triggers.answer(),
         }
@@ -142,6 +156,17 @@ class WorkerStatus:
 def iso(time: Timestamp) -> str:
     """Give a cluster time in ISO-8601, to the second."""
     return datetime.fromtimestamp(time.time, UTC).isoformat()
+
+
+def process_answer(process: Process) -> dict[str, Any]:
+    """Give a process as JSON has it, with what its endpoint answered when it was heard of last."""
+    return {
+        "name": process.name,
+        "silent": process.is_silent,
+        "silent_seconds": round(process.silent_seconds, 1),
+        "healthz": process.healthz,
+        "readyz": process.readyz,
+    }
 
 
 def _transform_answer(status: TransformStatus) -> dict[str, Any]:
@@ -182,10 +207,10 @@ def workers(
     is written.
     """
     stored = {each["_id"]: each for each in state[CHECKPOINTS].find({"position": {"$exists": True}})}
-    names = sorted({name, *stored, *state[LEASES].distinct("_id")})
     letters = _dead_letters(state)
     history, outbox = _history(raw), unpublished(state)
-    pending = count_pending(state)
+    pending, processes = count_pending(state), heard(state)
+    names = sorted({name, *stored, *state[LEASES].distinct("_id"), *processes})
     return [
         _Look(
             each,
@@ -195,6 +220,7 @@ def workers(
             history,
             outbox.get(each, Unpublished()),
             bounds if each == name else UNBOUNDED,
+            processes.get(each, []),
         ).status(stored.get(each), letters.get(each, {}), pending.get(each, PendingGroups()))
         for each in names
     ]
@@ -207,8 +233,14 @@ def _history(raw: Database[Any]) -> History:
         return History(None, None, None, f"the source does not tell: {error}")
     try:
         return History(head, deployment.oldest(raw.client), source)
-    except (OperationFailure, DistributaryError):
-        return History(head, None, source, "headroom: the user may not read local.oplog.rs")
+    except (PyMongoError, DistributaryError) as error:
+        return History(head, None, source, f"headroom: {_unread(error)}")
+
+
+def _unread(error: PyMongoError | DistributaryError) -> str:
+    if isinstance(error, OperationFailure) and deployment.is_denied(error):
+        return "the user may not read local.oplog.rs"
+    return reason(error)
 
 
 def _dead_letters(state: Database[Any]) -> dict[str, dict[str, dict[str, int]]]:
@@ -235,6 +267,7 @@ class _Look:
     history: History
     outbox: Unpublished
     bounds: Bounds
+    processes: Sequence[Process]
 
     def status(
         self,
@@ -265,6 +298,8 @@ class _Look:
             outbox=self.outbox,
             triggers=self._triggers(checkpoint),
             waits=alive and self.bounds.are_reached(self.outbox.waiting, self.outbox.bytes),
+            judgement=judged(holder, self.processes, begun=checkpoint is not None),
+            processes=tuple(self.processes),
         )
 
     def _triggers(self, checkpoint: Checkpoint | None) -> TriggersStatus | None:

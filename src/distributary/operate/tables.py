@@ -4,18 +4,15 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
 
-from distributary.change import CODEC
+from distributary.change import RAW
 from distributary.derive.records import DerivedCollection
 from distributary.derive.registry import Registry
 from distributary.errors import ConfigurationError, Failed, Fault
 from distributary.events.bigquery import KEY, KEY_TYPE, Table
 from distributary.events.columns import BadModel, table_of_model, table_of_records
 from distributary.operate.preview import committed
-
-_RAW = CODEC.with_options(document_class=RawBSONDocument)
 
 
 class Tabled(NamedTuple):
@@ -88,7 +85,7 @@ class _Counted:
     """Records in BSON that are drawn at random, and how many they were."""
 
     def __init__(self, derived: Database[Any], name: str, count: int) -> None:
-        self._stored = committed(derived).get_collection(name, _RAW)
+        self._stored = committed(derived).get_collection(name, RAW)
         self._count = count
         self.records = 0
 

@@ -26,9 +26,9 @@ from distributary.operate.rollups import differing
 from distributary.operate.sides import Sides, Writers
 from distributary.operate.status import TransformState, iso
 from distributary.parts import is_parts, parts_of, told
-from distributary.ports import Group
-from distributary.sink.mongo import read_record, read_records
+from distributary.ports.rollups import Group
 from distributary.sink.rollups import Server
+from distributary.sink.stored import read_record, read_records
 from distributary.source import deployment
 from distributary.state import Built, Checkpoint
 from distributary.store.checkpoints import Checkpoints

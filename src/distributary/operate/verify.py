@@ -17,6 +17,7 @@ from pymongo.database import Database
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from distributary.change import Identity, identity
+from distributary.chunks import chunks
 from distributary.derive.batch import is_storable
 from distributary.derive.plan import Owner
 from distributary.derive.records import ENGINE_FIELD, Place
@@ -26,11 +27,11 @@ from distributary.operate.repair import repairs
 from distributary.operate.rollups import RollupVerifier
 from distributary.operate.shared import SLICE as SHARED_SLICE
 from distributary.operate.shared import Slice, compare, compare_keys
-from distributary.operate.sides import Compared, Scope, Sides, Writers, chunks, scope_of
+from distributary.operate.sides import Compared, Scope, Sides, Writers, scope_of
 from distributary.operate.watch import Watch
 from distributary.parts import is_parts, parts_of
-from distributary.ports import Documents, Snapshot
-from distributary.sink.mongo import is_foreign
+from distributary.ports.source import Documents, Snapshot
+from distributary.sink.stored import is_foreign
 from distributary.source import deployment
 from distributary.state import BEGINNING, Checkpoint, Job, LetterKind
 from distributary.store.checkpoints import lag_seconds

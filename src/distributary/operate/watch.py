@@ -40,11 +40,11 @@ class Watch:
         """
         seen, since = None, self.clock()
         while self.alive():
-            position = self.checkpoint().position.time
-            if position >= at:
+            checkpoint = self.checkpoint()
+            if checkpoint.has_passed(at):
                 return True
-            if position != seen:
-                seen, since = position, self.clock()
+            if checkpoint.position != seen:
+                seen, since = checkpoint.position, self.clock()
             elif self.clock() - since > self.patience:
                 raise Failed(
                     f"A worker holds the lease, but its position stood still for {self.patience:.0f} s.",

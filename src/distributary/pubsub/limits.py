@@ -29,9 +29,7 @@ def size_of(message: Message, project: str) -> int:
 def refusal(message: Message, project: str) -> str:
     """Say why Pub/Sub never takes a message; empty if it does."""
     if not is_topic(message.topic):
-        return (
-            f"{message.topic!r:.80} can be no topic: three to 255 letters, digits and -._~+%, a letter first"
-        )
+        return f"{message.topic!r:.80} can be no topic, which has 3 to 255 letters, digits and -._~+%, a letter first"
     if size_of(message, project) > MAX_BYTES:
         return f"the message has {size_of(message, project):,} bytes; Pub/Sub takes {MAX_BYTES:,}"
     if not message.data and not message.attributes:

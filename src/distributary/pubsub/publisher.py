@@ -24,7 +24,7 @@ from google.pubsub_v1 import PublisherClient as Requests
 
 from distributary.errors import EnvironmentFault
 from distributary.events.envelope import Message
-from distributary.ports import Sent
+from distributary.ports.events import Sent
 from distributary.pubsub.client import open_client
 from distributary.pubsub.limits import path_of, refusal
 
@@ -43,7 +43,7 @@ _PARAMETERS = frozenset({"self", "topic", "data", "ordering_key", "retry", "time
 
 _CONFIRMED = Sent()
 _BEHIND = Sent("behind a message of its ordering key that failed")
-_LATE = Sent("not sent: Pub/Sub takes messages too slowly")
+_LATE = Sent("not sent, since Pub/Sub takes messages too slowly")
 
 #: A topic and an ordering key.
 _Lane = tuple[str, str]

@@ -8,7 +8,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from distributary.errors import EnvironmentFault
-from distributary.sink.mongo import OWNER_INDEX
+from distributary.sink.stored import OWNER_INDEX
 
 #: Codes of an index that cannot be: CannotCreateIndex, IndexAlreadyExists, InvalidOptions, IndexOptionsConflict,
 #: IndexKeySpecsConflict, CannotIndexParallelArrays, InvalidIndexSpecificationOption, CannotBuildIndexKeys.

@@ -11,6 +11,7 @@ from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
 from distributary.change import CODEC, Identity, Version, identity
+from distributary.chunks import chunks
 from distributary.derive.plan import Desired
 from distributary.derive.records import ENGINE_FIELD, MAX_RECORD_BYTES, RawDocument
 from distributary.derive.rollup import (
@@ -25,8 +26,8 @@ from distributary.derive.rollup import (
 )
 from distributary.derive.touched import Groups, Touched
 from distributary.errors import ConfigurationError, Fault
-from distributary.ports import (
-    Behind,
+from distributary.ports.records import Behind
+from distributary.ports.rollups import (
     Drained,
     Group,
     GroupReader,
@@ -35,6 +36,7 @@ from distributary.ports import (
     PendingStore,
     RollupRefused,
 )
+from distributary.quoting import quoting, said_by_server, together
 
 #: Records that one transaction reads for one rollup; groups with more in all are left pending.
 ROLLUP_RECORDS = 20_000
@@ -200,11 +202,8 @@ class Server:
             if error.code == _UNAUTHORIZED or self._passes(error):
                 raise
             self._hints.pop(rollup.name, None)
-            raise RollupRefused(rollup.name, _reason(error)) from error
-
-
-def _reason(error: OperationFailure) -> str:
-    return str(error).partition(", full error: ")[0]
+            message = str(error).partition(", full error: ")[0]
+            raise RollupRefused(rollup.name, said_by_server("", message, error.code)) from error
 
 
 class Rollups:
@@ -266,7 +265,7 @@ class Rollups:
         """Compute groups as long as they are small, and give those that were."""
         small = {each: key for each, key in groups.items() if (rollup.name, each) not in self._shunned}
         room, done = ROLLUP_RECORDS, set[Identity]()
-        for some in _chunks(list(small)[:ROLLUP_GROUPS], QUERY_GROUPS):
+        for some in chunks(list(small)[:ROLLUP_GROUPS], QUERY_GROUPS):
             keys = {each: small[each] for each in some}
             found = self._server.compute_within(rollup, list(keys.values()), room, self._session)
             if found is None:
@@ -309,7 +308,8 @@ class Rollups:
         command = {"update": name, "ordered": True, "updates": statements}
         reply = self._database.command(command, codec_options=CODEC, session=self._session)
         if errors := reply.get("writeErrors"):
-            raise RollupRefused(name, f"MongoDB refuses a group of rollup {name!r}: {errors[0]['errmsg']}")
+            refused = f"MongoDB refuses a group of rollup {name!r}: "
+            raise RollupRefused(name, said_by_server(refused, errors[0]["errmsg"], errors[0]["code"]))
 
     def culprits(self, name: str, desired: Iterable[Desired]) -> list[tuple[Desired, str]]:
         """Give the documents that yield records which cannot be computed even by themselves, and why."""
@@ -322,7 +322,7 @@ class Rollups:
         ]
         for some in _by_size(records):
             for item, reason in self._failing(rollup, some):
-                told = f"MongoDB cannot compute rollup {name!r} with a record of it: {reason}"
+                told = together(f"MongoDB cannot compute rollup {name!r} with a record of it: ", reason)
                 found.setdefault(id(item), (item, told))
         return list(found.values())
 
@@ -453,7 +453,7 @@ def refuse_bad(
         try:
             server.try_out(rollup)
         except RollupRefused as error:
-            problem = f"rollup {name!r} is refused by MongoDB: {error.reason}"
+            problem = f"rollup {name!r} is refused by MongoDB: {error.reason!s}"
             faults.append(Fault(places[name], problem, "Correct its `compute` or `match`."))
     if faults:
         raise ConfigurationError(faults)
@@ -480,17 +480,13 @@ def _encoded(name: str, document: Mapping[str, Any]) -> bytes:
     try:
         raw = encode(document, codec_options=CODEC)
     except (BSONError, UnicodeError) as error:
-        raise RollupRefused(name, f"a group of rollup {name!r} cannot be stored: {error}") from error
+        refused = f"a group of rollup {name!r} cannot be stored: "
+        raise RollupRefused(name, quoting(refused, error)) from error
     if len(raw) > MAX_RECORD_BYTES:
         raise RollupRefused(
             name, f"a group of rollup {name!r} has {len(raw):,} bytes; MongoDB's limit is 16 MB"
         )
     return raw
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _by_size(records: Iterable[tuple[Desired, bytes]]) -> Iterator[list[tuple[Desired, bytes]]]:

@@ -6,23 +6,22 @@ from typing import Any
 from uuid import UUID
 
 from bson import MinKey, encode
-from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo import WriteConcern
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import OperationFailure
 
-from distributary.change import CODEC, identity
+from distributary.change import CODEC, RAW, identity
+from distributary.derive.plan import Owner, stored
 from distributary.derive.records import ENGINE_FIELD
 from distributary.derive.shared import differing, is_shared
 from distributary.errors import CheckpointMoved
-from distributary.excerpt import key_of
+from distributary.excerpt import excerpt, key_of
 from distributary.parts import is_parts
-from distributary.ports import Behind, Contrast
+from distributary.ports.records import Behind
+from distributary.ports.sink import Contrast, Others
 from distributary.sink.collections import Indexes, prepare
-
-RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 #: Where the engine's field begins in a record; it is the last one.
 _ENGINE_ELEMENT = b"\x03" + ENGINE_FIELD.encode() + b"\0"
@@ -107,11 +106,19 @@ class MongoShelf:
             if error.code not in _MOVED:
                 raise
 
-    def compare(self, old: str, new: str, after: tuple[Any, ...], limit: int, found: Contrast) -> Behind:
+    def compare(
+        self,
+        old: str,
+        new: str,
+        after: tuple[Any, ...],
+        limit: int,
+        found: Contrast,
+        others: Others | None = None,
+    ) -> Behind:
         """Hold the next records of two collections in key order against each other, and count in `found`.
 
         The slice ends behind the last of at most `limit` keys of the new collection, or of the old one if that has
-        more in between.
+        more in between. Their keys are added to `others`, if they are wanted.
         """
         fresh = self._next(new, after, limit)
         behind = _behind(fresh)
@@ -122,9 +129,16 @@ class MongoShelf:
         ended = len(fresh) < limit and len(former) < limit
         before = {identity(key_of(each)): each for each in former}
         for record in fresh:
-            _contrast(before.pop(identity(key_of(record)), None), record, found)
+            was, key = before.pop(identity(key_of(record)), None), key_of(record)
+            differs = _contrast(was, record, found)
+            if others is not None and differs:
+                others.differing.append(key)
+            elif others is not None and _owner(was) != _owner(record):
+                others.moved.append(key)
         for left in before.values():
             found.note("removed", key_of(left))
+        if others is not None:
+            others.differing.extend(map(key_of, before.values()))
         return () if ended else behind
 
     def _next(
@@ -148,13 +162,21 @@ def _behind(records: Sequence[bytes]) -> tuple[Any, ...]:
     return (key_of(records[-1]),) if records else ()
 
 
-def _contrast(old: bytes | None, new: bytes, found: Contrast) -> None:
+def _contrast(old: bytes | None, new: bytes, found: Contrast) -> bool:
+    """Count a record, and tell whether it differs."""
     if old is None:
         found.note("added", key_of(new))
     elif _content(old) == _content(new) or _equals_shared(old, new):
         found.equal += 1
+        return False
     else:
         found.note("changed", key_of(new), _differing(old, new))
+    return True
+
+
+def _owner(record: bytes | None) -> Owner | None:
+    """Give who yielded a record or part; of a shared record nobody did by himself."""
+    return None if record is None else stored("", excerpt(record, ("_id", ENGINE_FIELD)), record).owner
 
 
 def _equals_shared(old: bytes, new: bytes) -> bool:

@@ -15,12 +15,13 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.database import Database
 from pymongo.errors import DocumentTooLarge, OperationFailure, PyMongoError
 
-from distributary.change import CODEC, Identity, Position, decoded, identity
+from distributary.change import CODEC, RAW, Identity, Position, decoded, identity
 from distributary.derive.batch import is_storable
 from distributary.derive.records import RawDocument
 from distributary.derive.trigger import Seen, Trigger
 from distributary.errors import ConfigurationError, Fault
-from distributary.ports import Encoded, SeenBatch, Start, TooMuch
+from distributary.ports.records import TooMuch
+from distributary.ports.source import Encoded, SeenBatch, Start
 from distributary.source.documents import Document, Documents, run_raw
 from distributary.source.stream import FULL_REPLY, LOST, judged, opening
 
@@ -427,12 +428,11 @@ def _event(raw: RawBSONDocument) -> _Event:
 
 def _with_document(event: _Event, document: bytes | None) -> _Event:
     found = RawDocument(document) if document is not None else None
-    raw = RawBSONDocument(encode({**event.raw, "fullDocument": found}), _RAW)
+    raw = RawBSONDocument(encode({**event.raw, "fullDocument": found}), RAW)
     return event._replace(raw=raw)
 
 
 #: How what is made here is read again.
-_RAW = CODEC.with_options(document_class=RawBSONDocument)
 
 
 def _seen(trigger: Trigger, event: _Event, reported: RawBSONDocument, *, decided: bool) -> Seen:

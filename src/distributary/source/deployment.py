@@ -36,10 +36,15 @@ def identify(database: Database[Any]) -> SourceIdentity:
     try:
         config = database.client.admin.command("replSetGetConfig")["config"]
     except OperationFailure as error:
-        if error.code != _UNAUTHORIZED:
+        if not is_denied(error):
             raise
         return SourceIdentity(name, None, database.name)
     return SourceIdentity(name, str(config["settings"]["replicaSetId"]), database.name)
+
+
+def is_denied(error: OperationFailure) -> bool:
+    """Whether the server says that the user may not do this."""
+    return error.code == _UNAUTHORIZED
 
 
 def head(client: MongoClient[Any]) -> Timestamp:

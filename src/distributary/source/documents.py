@@ -6,7 +6,6 @@ from threading import Lock
 from typing import Any
 
 from bson import Timestamp, decode
-from bson.codec_options import CodecOptions
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReadPreference
@@ -14,11 +13,10 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
 
-from distributary.change import CODEC, decoded
-from distributary.ports import Encoded, Snapshot, TooMuch
+from distributary.change import CODEC, RAW, decoded
+from distributary.ports.records import TooMuch
+from distributary.ports.source import Encoded, Snapshot
 from distributary.state import BEGINNING
-
-RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 #: SnapshotTooOld, SnapshotUnavailable: the server no longer keeps the state of that cluster time.
 GONE_SNAPSHOT = frozenset({239, 246})

@@ -9,7 +9,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from distributary.change import Change, CollectionChange, Operation, Position, new_tuple
 from distributary.errors import POSITION_CURE, PositionLost
-from distributary.ports import Batch, Start
+from distributary.ports.source import Batch, Start
 from distributary.source.documents import Document, run
 
 #: ChangeStreamHistoryLost, InvalidResumeToken, ChangeStreamFatalError: the position can't be opened.

@@ -49,6 +49,7 @@ def to_document(checkpoint: Checkpoint) -> dict[str, Any]:
         "rebuilding": checkpoint.rebuilding and _rebuilding_document(checkpoint.rebuilding),
         "rollups": dict(checkpoint.rollups),
         "triggers": checkpoint.triggers and _triggers_document(checkpoint.triggers),
+        "torn": checkpoint.torn,
     }
 
 
@@ -91,12 +92,7 @@ def _built_document(built: Built) -> dict[str, Any]:
 
 def from_document(document: Document) -> Checkpoint:
     """Read the stored form; a newer format than this release knows is refused."""
-    if document["format"] > FORMAT:
-        raise Failed(
-            f"The checkpoint of worker {document['_id']!r} has format {document['format']}; "
-            f"this release reads up to {FORMAT}.",
-            "Run the newer release again.",
-        )
+    _refuse_newer(document)
     return Checkpoint(
         worker=document["_id"],
         position=Position(**document["position"]),
@@ -110,7 +106,18 @@ def from_document(document: Document) -> Checkpoint:
         rebuilding=_rebuilding(document.get("rebuilding")),
         rollups=dict(document.get("rollups", {})),
         triggers=_triggers(document.get("triggers")),
+        torn=document.get("torn", False),
     )
+
+
+def _refuse_newer(document: Document) -> None:
+    if document["format"] > FORMAT:
+        raise Failed(
+            f"The checkpoint of worker {document['_id']!r} has format {document['format']}; "
+            f"this release reads up to {FORMAT}.",
+            "Run the newer release again. To stay with this one, restore the state and the derived database as an "
+            "older release left them, or empty both: everything is derived anew.",
+        )
 
 
 def _rebuilding(entry: Document | None) -> Rebuilding | None:
@@ -150,6 +157,11 @@ class Checkpoints:
             for each in self._collection.find({"position": {"$exists": True}}).sort("_id", 1)
         ]
 
+    def refuse_newer(self) -> None:
+        """Raise `Failed` where a newer release wrote: everything in the state database is of its format."""
+        for each in self._collection.find({"format": {"$gt": FORMAT}}, {"format": 1}):
+            _refuse_newer(each)
+
     def claimed(self, worker: str) -> dict[str, str]:
         """Give the derived collections that other workers write, with the worker's name."""
         others = [each for each in self.all() if each.worker != worker]
@@ -164,16 +176,21 @@ class Checkpoints:
         return rollups | filled | {name: owner for owner, built in plugged for name in built.collections}
 
     def raise_fence(self, worker: str) -> int:
-        """Raise the fence; from now on no holder of an older one can commit. Durable on return."""
+        """Raise the fence; from now on no holder of an older one can commit. Durable on return.
+
+        Raises `Failed` when a newer release wrote the checkpoint, which is left as it is.
+        """
         try:
             document = self._raise(worker)
-        except DuplicateKeyError:  # two first holders raced; the document is there now
+        except DuplicateKeyError:  # it is a newer release's, or two first holders raced and it is there now
+            self.refuse_newer()
             document = self._raise(worker)
         return int(document["fence"])
 
     def _raise(self, worker: str) -> Any:
+        readable = {"_id": worker, "format": {"$not": {"$gt": FORMAT}}}
         return self._collection.find_one_and_update(
-            {"_id": worker}, {"$inc": {"fence": 1}}, upsert=True, return_document=ReturnDocument.AFTER
+            readable, {"$inc": {"fence": 1}}, upsert=True, return_document=ReturnDocument.AFTER
         )
 
     def save(self, checkpoint: Checkpoint, fence: int, session: ClientSession | None = None) -> Checkpoint:

@@ -27,7 +27,7 @@ class Jobs:
 
     def ask(self, jobs: Sequence[Job], session: ClientSession | None = None) -> list[Job]:
         """Record jobs to be done and give them with their ids; durable on return, or with the session's commit."""
-        asked = [replace(job, id=ObjectId()) for job in jobs]
+        asked = [replace(job, id=job.id or ObjectId()) for job in jobs]
         if asked:
             documents = [self._document(job) for job in asked]
             self._collection.insert_many(documents, session=session)
@@ -36,10 +36,16 @@ class Jobs:
         return asked
 
     def next(self) -> Job | None:
-        """Give the oldest job that is neither done nor paused."""
+        """Give the oldest job that is neither done nor paused, nor behind one that is not done."""
         wanted = {"worker": self._worker, "done": False, "paused": {"$ne": True}}
-        found = self._collection.find_one(wanted, sort=[("_id", 1)])
-        return _job(found) if found else None
+        found = map(_job, self._collection.find(wanted, sort=[("_id", 1)]))
+        return next((job for job in found if not self._waits(job)), None)
+
+    def _waits(self, job: Job) -> bool:
+        """Whether a job is behind another one that is not done."""
+        if not job.behind:
+            return False
+        return self._collection.find_one({"_id": {"$in": list(job.behind)}, "done": False}) is not None
 
     def is_wanted(self, job_id: Any) -> bool:
         """Whether a job is to be gone on with: neither done, nor paused, nor cancelled."""
@@ -52,10 +58,16 @@ class Jobs:
         return bool(self._collection.update_one(open_one, {"$set": {"paused": paused}}).matched_count)
 
     def cancel(self, job_id: Any) -> bool:
-        """End an open job where it is; False when there is none of this id, or a rebuild swaps already."""
-        open_one = {"_id": job_id, "worker": self._worker, "done": False, "stage": {"$ne": SWAP}}
+        """End an open job where it is, and those behind it.
+
+        False when there is none of this id, or a rebuild swaps already.
+        """
+        open_one = {"worker": self._worker, "done": False, "stage": {"$ne": SWAP}}
         ended = {"$set": {"done": True, "cancelled": True}}
-        return bool(self._collection.update_one(open_one, ended).matched_count)
+        if not self._collection.update_one(open_one | {"_id": job_id}, ended).matched_count:
+            return False
+        self._collection.update_many(open_one | {"behind": job_id}, ended)
+        return True
 
     def get(self, job_id: Any) -> Job | None:
         """Give one job."""
@@ -76,6 +88,11 @@ class Jobs:
     def declined(self) -> list[Job]:
         """Give the rebuilds that were cancelled."""
         query = {"worker": self._worker, "done": True, "kind": JobKind.REBUILD.value, "cancelled": True}
+        return [_job(each) for each in self._collection.find(query)]
+
+    def keeping(self) -> list[Job]:
+        """Give the rebuilds that keep, or kept, what others take the places of."""
+        query = {"worker": self._worker, "kind": JobKind.REBUILD.value, "keep": True}
         return [_job(each) for each in self._collection.find(query)]
 
     def save(self, job: Job, session: ClientSession) -> bool:
@@ -112,6 +129,7 @@ class Jobs:
             "until": list(job.until),
             "report": job.report,
             "publish": job.publish,
+            "behind": list(job.behind),
         }
 
 
@@ -144,4 +162,5 @@ def _job(document: dict[str, Any]) -> Job:
         until=tuple(document.get("until", ())),
         report=document.get("report", {}),
         publish=document.get("publish", False),
+        behind=tuple(document.get("behind", ())),
     )

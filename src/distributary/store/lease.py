@@ -42,11 +42,17 @@ class Lease:
         self.me = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
 
     def acquire(self) -> bool:
-        """Take the lease if it is free or expired; kills what the last holder's session still has open."""
-        free = {"$or": [{"$eq": ["$holder", None]}, {"$lte": ["$expires", "$$NOW"]}]}
+        """Take the lease if it is free or expired; kills what the last holder's session still has open.
+
+        A lease that another process holds is only read, which may be done often.
+        """
+        free = {"$or": [{"$in": ["$holder", [None, self.me]]}, {"$lte": ["$expires", "$$NOW"]}]}
+        found = self._collection.find_one({"_id": self._worker}, {"free": free})
+        if found is not None and not found["free"]:
+            return False
         self._collection.update_one({"_id": self._worker}, {"$setOnInsert": {"holder": None}}, upsert=True)
         before = self._collection.find_one_and_update(
-            {"_id": self._worker, "$expr": {"$or": [free, {"$eq": ["$holder", self.me]}]}},
+            {"_id": self._worker, "$expr": free},
             [{"$set": {"holder": self.me, "expires": self._expiry(), "taken_at": "$$NOW", "slow": []}}],
             return_document=ReturnDocument.BEFORE,
         )
@@ -68,10 +74,14 @@ class Lease:
         )
         return bool(result.matched_count)
 
-    def release(self) -> None:
-        """Give the lease back, so that a standby takes it at once."""
+    def release(self, *, working: bool = False) -> None:
+        """Give the lease back, so that a standby takes it at once.
+
+        A holder that is still `working` leaves its session to be ended by the next one: it may have a transaction open.
+        """
+        ended = {} if working else {"session": None}
         self._collection.update_one(
-            {"_id": self._worker, "holder": self.me}, {"$set": {"holder": None, "session": None, "slow": []}}
+            {"_id": self._worker, "holder": self.me}, {"$set": {"holder": None, "slow": [], **ended}}
         )
 
     def holder(self) -> Holder | None:

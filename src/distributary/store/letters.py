@@ -1,22 +1,24 @@
 """Dead letters: documents that could not be derived, parked durably before the checkpoint passes them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 from bson import encode
 from bson.binary import Binary
-from bson.codec_options import CodecOptions
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import DeleteMany, DeleteOne, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
-from distributary.change import CODEC, Position, decoded
+from distributary.change import CODEC, RAW, Identity, Position, decoded, identity
+from distributary.chunks import chunks
 from distributary.derive.trigger import Seen
-from distributary.ports import ParkedChange
+from distributary.ports.stores import ParkedChange
+from distributary.quoting import bare
 from distributary.state import Letter, LetterKey, LetterKind, ParkedLetter
 
 LETTERS = "dead_letters"
@@ -30,9 +32,6 @@ TRACEBACK_CHARACTERS = 20_000
 
 #: Hexadecimal digits of a letter's short id.
 ID_DIGITS = 12
-
-
-_RAW: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
 
 
 class Unsent(NamedTuple):
@@ -93,7 +92,8 @@ def discard_letters(state: Database[Any], worker: str, ids: Sequence[str]) -> in
     """Remove letters of a worker by their short ids, and give how many there were; durable on return."""
     collection = state.get_collection(LETTERS, CODEC)
     return sum(
-        collection.delete_many({"worker": worker, "id": {"$in": some}}).deleted_count for some in _chunks(ids)
+        collection.delete_many({"worker": worker, "id": {"$in": some}}).deleted_count
+        for some in chunks(ids, _CHUNK)
     )
 
 
@@ -108,11 +108,15 @@ def _stored(document: dict[str, Any]) -> StoredLetter:
 
 
 class Letters:
-    """The dead letters of one worker in a state database."""
+    """The dead letters of one worker in a state database.
 
-    def __init__(self, state: Database[Any], worker: str) -> None:
+    Reasons and tracebacks are kept with the field values that they quote only if `values` is set.
+    """
+
+    def __init__(self, state: Database[Any], worker: str, *, values: bool = False) -> None:
         self._collection = state.get_collection(LETTERS, CODEC)
         self._worker = worker
+        self._told: Callable[[str], str] = str if values else bare
 
     def prepare(self) -> None:
         """Create the indexes."""
@@ -120,8 +124,8 @@ class Letters:
         self._collection.create_index([("worker", 1), ("due", 1)], name="due")
         self._collection.create_index("id", name="short_id")
         self._collection.create_index(
-            [("worker", 1), ("transform", 1), ("position.token", 1)],
-            name="changes",
+            [("worker", 1), ("transform", 1), ("key.key", 1), ("position.token", 1)],
+            name="queues",
             partialFilterExpression=_IS_CHANGE,
         )
 
@@ -150,7 +154,7 @@ class Letters:
         ids = [self._id(*key) for key in keys]
         return [
             LetterKey(each["transform"], each["key"])
-            for some in _chunks(ids)
+            for some in chunks(ids, _CHUNK)
             for each in self._collection.find(
                 {"_id": {"$in": some}}, {"transform": 1, "key": 1}, session=session
             )
@@ -159,7 +163,7 @@ class Letters:
     def make_due(self, keys: Sequence[LetterKey], session: ClientSession) -> None:
         """Mark letters as worth trying again."""
         ids = [self._id(*key) for key in keys]
-        for some in _chunks(ids):
+        for some in chunks(ids, _CHUNK):
             self._collection.update_many({"_id": {"$in": some}}, {"$set": {"due": True}}, session=session)
 
     def put(self, letters: Sequence[Letter], session: ClientSession) -> None:
@@ -173,26 +177,59 @@ class Letters:
         if deletes:
             self._collection.bulk_write(deletes, session=session)
 
-    def changes(self, trigger: str, keys: Sequence[Any] = ()) -> list[ParkedChange]:
-        """Give the changes that are parked for a trigger, of these documents or of all, in the source's order.
+    def changes(self, trigger: str, key: Any) -> list[ParkedChange]:
+        """Give the changes of one document that are parked for a trigger, in the source's order.
 
         Their contents are left out: they may be large.
         """
-        query: dict[str, Any] = {"worker": self._worker, "transform": trigger, **_IS_CHANGE}
-        if keys:
-            query["key.key"] = {"$in": list(map(_storable, keys))}
-        found = self._collection.with_options(_RAW).find(query, _LARGE).sort("position.token", 1)
+        query = {**self._changes_for(trigger), "key.key": {"$eq": _storable(key)}}
+        found = self._collection.with_options(RAW).find(query, _LARGE).sort("position.token", 1)
         return [_parked_change(each) for each in found]
+
+    def tokens(self, trigger: str, keys: Sequence[Any] | None = None) -> Mapping[Identity, set[str]]:
+        """Give the positions of changes that are parked for a trigger, of these documents or of all, by document."""
+        query = self._changes_for(trigger)
+        if keys is None:
+            return self._tokens([query])
+        some = chunks(list(map(_storable, keys)), _CHUNK)
+        return self._tokens({**query, "key.key": {"$in": each}} for each in some)
+
+    def _tokens(self, queries: Iterable[Mapping[str, Any]]) -> Mapping[Identity, set[str]]:
+        found: dict[Identity, set[str]] = defaultdict(set)
+        for query in queries:
+            for each in self._collection.with_options(RAW).find(query, {"key": 1, "position.token": 1}):
+                read = decoded(bytes(each.raw))
+                found[identity(_document_key(read["key"]))].add(read["position"]["token"])
+        return found
+
+    def ready(self, trigger: str) -> list[Any]:
+        """Give the keys of documents of which the first change that is parked for a trigger may be tried again.
+
+        It is due, or waits for one that is parked no more. In the source's order.
+        """
+        first = {name: {"$first": f"${name}"} for name in ("key", "kind", "due")}
+        stages: list[Mapping[str, Any]] = [
+            {"$match": self._changes_for(trigger)},
+            {"$sort": {"key.key": 1, "position.token": 1}},
+            {"$group": {"_id": "$key.key", **first, "token": {"$first": "$position.token"}}},
+            {"$match": {"$or": [{"due": True}, {"kind": LetterKind.WAITING.value}]}},
+            {"$sort": {"token": 1}},
+        ]
+        found = self._collection.with_options(RAW).aggregate(stages)
+        return [_document_key(decoded(bytes(each.raw))["key"]) for each in found]
+
+    def _changes_for(self, trigger: str) -> dict[str, Any]:
+        return {"worker": self._worker, "transform": trigger, **_IS_CHANGE}
 
     def change(self, key: LetterKey) -> ParkedChange | None:
         """Give one parked change with its content; None when it is not parked any more."""
-        found = self._collection.with_options(_RAW).find_one({"_id": self._id(*key), **_IS_CHANGE})
+        found = self._collection.with_options(RAW).find_one({"_id": self._id(*key), **_IS_CHANGE})
         return None if found is None else _parked_change(found)
 
     def release(self, places: Iterable[tuple[str, Any]], session: ClientSession) -> int:
         """Mark the contested documents that wait for these (derived collection, key) as due; gives their number."""
         waited = [{"collection": collection, "key": key} for collection, key in places]
-        return sum(self._released(some, session) for some in _chunks(waited))
+        return sum(self._released(some, session) for some in chunks(waited, _CHUNK))
 
     def _released(self, waited: list[dict[str, Any]], session: ClientSession) -> int:
         query = {"worker": self._worker, "waits_for": {"$in": waited}}
@@ -211,8 +248,8 @@ class Letters:
             "source": letter.source,
             "key": _storable(letter.key),
             "kind": letter.kind.value,
-            "reason": _printable(letter.reason)[:REASON_CHARACTERS],
-            "traceback": _printable(letter.traceback)[-TRACEBACK_CHARACTERS:],
+            "reason": _printable(self._told(letter.reason))[:REASON_CHARACTERS],
+            "traceback": _printable(self._told(letter.traceback))[-TRACEBACK_CHARACTERS:],
             "position": {"token": letter.position.token, "time": letter.position.time},
             "fingerprint": letter.fingerprint,
             "waits_for": waits,
@@ -235,7 +272,7 @@ def _parked_change(document: RawBSONDocument) -> ParkedChange:
     seen = Seen(
         read["transform"],
         read["source"],
-        read["key"]["key"] if "key" in read["key"] else read["key"],
+        _document_key(read["key"]),
         position["time"],
         position["token"],
         document["change"].raw,
@@ -243,13 +280,13 @@ def _parked_change(document: RawBSONDocument) -> ParkedChange:
     return ParkedChange(seen, LetterKind(read["kind"]), read["due"])
 
 
+def _document_key(key: Mapping[str, Any]) -> Any:
+    """Give the document's key of that of a change's letter, or the text of one that nothing encodes."""
+    return key.get("key", key)
+
+
 def _long_id(worker: str, transform: str, key: Any) -> dict[str, Any]:
     return {"worker": worker, "transform": transform, "key": _storable(key)}
-
-
-def _chunks(items: Sequence[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(items), _CHUNK):
-        yield list(items[start : start + _CHUNK])
 
 
 def _storable(key: Any) -> Any:

@@ -1,6 +1,6 @@
 """Pending groups: which groups of rollups are to be computed, one document per worker, rollup and group."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bson import ObjectId
@@ -9,7 +9,10 @@ from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from distributary.change import CODEC
-from distributary.ports import Behind, Group, PendingGroup
+from distributary.chunks import chunks
+from distributary.ports.records import Behind
+from distributary.ports.rollups import Group, PendingGroup
+from distributary.quoting import bare
 
 PENDING = "pending"
 
@@ -33,7 +36,7 @@ class Pending:
 
     def mark(self, groups: Sequence[Group], session: ClientSession) -> None:
         """Let groups be pending; those that are already are touched once more, and lose their error."""
-        for some in _chunks(groups):
+        for some in chunks(groups, CHUNK):
             writes = [UpdateOne({"_id": self._id(each)}, self._touch(), upsert=True) for each in some]
             self._collection.bulk_write(writes, session=session)
 
@@ -41,21 +44,24 @@ class Pending:
         """Let groups that were computed in this transaction be pending no more."""
         if not groups or self._collection.find_one({"worker": self._worker}, session=session) is None:
             return
-        for some in _chunks(groups):
+        for some in chunks(groups, CHUNK):
             self._collection.delete_many({"_id": {"$in": list(map(self._id, some))}}, session=session)
 
     def known(self, groups: Sequence[Group], session: ClientSession) -> list[PendingGroup]:
         """Give those of these groups that are pending."""
         return [
             _pending(each)
-            for some in _chunks(groups)
+            for some in chunks(groups, CHUNK)
             for each in self._collection.find({"_id": {"$in": list(map(self._id, some))}}, session=session)
         ]
 
     def fail(self, errors: Sequence[tuple[Group, str]], session: ClientSession) -> None:
-        """Note why groups cannot be computed; they are tried again after a while, or when they are touched."""
+        """Note why groups cannot be computed, without field values.
+
+        They are tried again after a while, or when they are touched.
+        """
         for group, error in errors:
-            noted = {"$set": {"error": {"$literal": error}, "again_at": {"$add": ["$$NOW", RETRY_MS]}}}
+            noted = {"$set": {"error": {"$literal": bare(error)}, "again_at": {"$add": ["$$NOW", RETRY_MS]}}}
             self._collection.update_one({"_id": self._id(group)}, [noted], session=session)
 
     def next(self, after: Behind, limit: int, session: ClientSession) -> tuple[list[PendingGroup], Behind]:
@@ -113,8 +119,3 @@ def _pending(document: dict[str, Any]) -> PendingGroup:
     place = document["_id"]
     group = Group(place["rollup"], place["group"])
     return PendingGroup(group, document["since"], document["rev"], document.get("error", ""))
-
-
-def _chunks(groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
-    for start in range(0, len(groups), CHUNK):
-        yield groups[start : start + CHUNK]

@@ -1,13 +1,14 @@
 """Messages in the outbox that never can be published: kept until their record is told of anew, or told what to do."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 
+from distributary.chunks import chunks
 from distributary.events.keys import record_key
-from distributary.ports import Held
+from distributary.ports.events import Held
 from distributary.store.letters import REASON_CHARACTERS, short_id
 
 #: What a message takes beside its data, in bytes, as far as the bounds of the outbox go.
@@ -38,25 +39,32 @@ def place(collection: str, key: Any) -> Place:
 class Refusals:
     """The refused messages of one worker; a record has at most one.
 
-    Only the holder of the lease adds any, and calls `look` first. While there never were any, nothing is asked.
+    Only the holder of the lease adds any. Nothing is asked while it has added none and the last `look` found none.
     """
 
     def __init__(self, collection: Collection[Any], worker: str) -> None:
         self._collection = collection
         self._worker = worker
-        self._any = True
+        self._found = True
+        self._added = False
 
     def prepare(self) -> None:
         """Create the index, which has nothing of what waits."""
         self._collection.create_index("id", name="short_id", sparse=True)
 
     def look(self) -> None:
-        """See whether there are any."""
-        self._any = self._collection.find_one({"worker": self._worker, **IS_REFUSED}, {"_id": 1}) is not None
+        """See whether there are any; those of an open transaction are not seen, and known already."""
+        self._found = (
+            self._collection.find_one({"worker": self._worker, **IS_REFUSED}, {"_id": 1}) is not None
+        )
+
+    @property
+    def _any(self) -> bool:
+        return self._found or self._added
 
     def refused(self, where: Place, reason: str) -> dict[str, Any]:
         """Give the fields of a record's entry that is refused; its data is not kept, since the record has it."""
-        self._any = True
+        self._added = True
         return {"refused": reason[:REASON_CHARACTERS], "id": self._id(where), "data": "", "size": BESIDE}
 
     def refuse(self, entry_id: Mapping[str, Any], reason: str) -> None:
@@ -64,7 +72,7 @@ class Refusals:
         found = self._collection.find_one({"_id": entry_id}, {"of": 1, "key": 1})
         if found is None:
             return
-        self._any = True
+        self._added = True
         where = _place_of(found)
         fields = {"refused": reason[:REASON_CHARACTERS], "id": short_id(entry_id)}
         if where is not None:
@@ -78,11 +86,11 @@ class Refusals:
         if self._any:
             self._remove(dict.fromkeys(places), session)
 
-    def resolve_before(self, first: Any, last: Any) -> None:
-        """Remove what was refused of records before entries with these ids or between them, which are published."""
+    def resolve_before(self, published: Mapping[str, Any]) -> None:
+        """Remove what was refused of records before entries that a query names, which are published."""
         if not self._any:
             return
-        query = {"_id": {"$gte": first, "$lte": last}, "refused": None, "key": {"$exists": True}}
+        query = {**published, "key": {"$exists": True}}
         bounds: dict[Place, Order | None] = {}
         for each in self._collection.find(query, {"of": 1, "key": 1}, sort=[("_id", 1)]):
             bounds[place(each["of"], each["key"]["of"])] = order(each["_id"])
@@ -102,7 +110,7 @@ class Refusals:
         asked = {self._id(where): where for where in bounds}
         gone = [
             each["_id"]
-            for some in _chunks(list(asked))
+            for some in chunks(list(asked), _CHUNK)
             for each in self._collection.find(
                 {"id": {"$in": some}}, {"of": 1, "key": 1, "id": 1}, session=session
             )
@@ -124,8 +132,3 @@ def order(entry_id: Mapping[str, Any]) -> Order:
 def _place_of(entry: Mapping[str, Any]) -> Place | None:
     """Give the record of an entry; None of a trigger's event."""
     return place(entry["of"], entry["key"]["of"]) if "key" in entry else None
-
-
-def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(items), _CHUNK):
-        yield items[start : start + _CHUNK]

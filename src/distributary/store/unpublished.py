@@ -8,9 +8,10 @@ from bson import Timestamp
 from pymongo.database import Database
 
 from distributary.change import LENIENT, Position
+from distributary.chunks import chunks
 from distributary.state import Letter, LetterKind
 from distributary.store.letters import StoredLetter, Unsent
-from distributary.store.outbox import OUTBOX
+from distributary.store.outbox import OUTBOX, ids_of
 from distributary.store.refusals import IS_REFUSED
 
 #: Values in one `$in`.
@@ -37,10 +38,9 @@ def count_unpublished(state: Database[Any], where: Mapping[str, Any]) -> int:
 def discard_unpublished(state: Database[Any], worker: str, ids: Sequence[str]) -> int:
     """Remove refused messages of a worker by their short ids, and give how many there were; durable on return."""
     collection = state.get_collection(OUTBOX, LENIENT)
-    chunks = (list(ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK))
     return sum(
         collection.delete_many({"worker": worker, "id": {"$in": some}, **IS_REFUSED}).deleted_count
-        for some in chunks
+        for some in chunks(ids, _CHUNK)
     )
 
 
@@ -55,7 +55,7 @@ def newest_waiting(state: Database[Any], worker: str) -> Any:
 
 
 def _end_of_queue(state: Database[Any], worker: str, direction: int) -> Any:
-    mine = {"worker": worker, "refused": None}
+    mine = {"_id": ids_of(worker), "refused": None}
     found = state.get_collection(OUTBOX, LENIENT).find_one(mine, {"_id": 1}, sort=[("_id", direction)])
     return found and found["_id"]
 

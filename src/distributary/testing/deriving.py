@@ -47,7 +47,7 @@ class NotDerived(AssertionError):
     """A worker would park the document as a dead letter; `reason` is what the letter says."""
 
     def __init__(self, transform: str, key: Any, reason: str) -> None:
-        super().__init__(f"{transform} does not derive {key!r:.80}, it would be a dead letter: {reason}")
+        super().__init__(f"{transform} does not derive {key!r:.80}, it would be a dead letter: {reason!s}")
         self.reason = reason
 
 
@@ -187,7 +187,7 @@ def _by_identity(records: Mapping[Any, Any] | list[Any]) -> dict[Identity, Any] 
 def _difference(first: Call, second: Call) -> str:
     """Say where two outputs differ first, and what that looks like."""
     if second.error is not None:
-        return f"it fails with {failure_of(second.error).reason}."
+        return f"it fails with {failure_of(second.error).reason!s}."
     ours, theirs = first.output, second.output
     assert isinstance(ours, dict)
     assert isinstance(theirs, dict)

@@ -25,8 +25,8 @@ def embedded_or_skip(**options: Any) -> Iterator[EmbeddedMongo]:
         server.stop()
 
 
-def missing(reason: str) -> NoReturn:
-    """Skip the test for want of a MongoDB; fail it where the environment variable CI is set."""
+def missing(reason: str, what: str = "a MongoDB") -> NoReturn:
+    """Skip the test for want of a server or program; fail it where the environment variable CI is set."""
     if os.environ.get("CI"):
-        pytest.fail(f"CI needs a MongoDB: {reason}")
-    pytest.skip(reason)
+        pytest.fail(f"CI needs {what}: {reason}")
+    pytest.skip(f"without {what}: {reason}")
