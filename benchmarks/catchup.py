@@ -9,7 +9,7 @@ from benchmarks import process
 from benchmarks.compare import State, differences, expected
 from benchmarks.contenders import Contender
 from benchmarks.server import Template, fresh, prepare
-from benchmarks.workload import RAW, SOURCE, Document, Orders, apply, token_now
+from benchmarks.workload import FAST, RAW, SOURCE, Document, Orders, apply, token_now
 
 RUN_SECONDS = 300.0
 
@@ -49,7 +49,7 @@ def load(folder: Path, changes: int) -> Backlog:
 
     def fill(client: MongoClient[Document]) -> str:
         token = token_now(client[RAW])
-        apply(Orders().operations(changes), client[RAW][SOURCE])
+        apply(Orders().operations(changes), client[RAW][SOURCE].with_options(write_concern=FAST))
         states.append(expected(client))
         return token
 

@@ -28,7 +28,7 @@ from benchmarks.report import Stolen, keep, machine, rates_row, ratio_row, table
 from benchmarks.server import Server, serve
 from benchmarks.shop import Shop
 from benchmarks.sides import VIEW, Side, Verified, both, verify
-from benchmarks.workload import RAW, Document, apply
+from benchmarks.workload import FAST, RAW, Document, apply
 
 #: Megabytes of history: all of what both workers write, so that nobody loses the position.
 HISTORY_MB = 49_000
@@ -173,7 +173,7 @@ def _catch_up(side: Side, number: int, changes: int, shop: Shop, client: Client,
     """Write changes for this side; what was written for the other one, and by it, is passed before that."""
     side.catch_up(server.uri)
     block = shop.changes(changes)
-    apply(block.operations, client[RAW]["orders"])
+    apply(block.operations, client[RAW]["orders"].with_options(write_concern=FAST))
     before = process.cpu_seconds(server.pid)
     finished = side.catch_up(server.uri)
     used = process.cpu_seconds(server.pid) - before

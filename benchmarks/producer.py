@@ -1,7 +1,8 @@
 """Offers raw operations at a steady rate, each with its time of sending: `URI RATE SECONDS`.
 
-Every few milliseconds it sends what is due, in bulk, so that the rate holds on a busy machine. Prints how
-many it sent, at which rate, and the stamp of the last one, as JSON.
+Every few milliseconds it sends what is due, in bulk, so that the rate holds on a busy machine, and with the
+server's default write concern, as applications do. Prints how many it sent, at which rate, and the stamp of the
+last one, as JSON.
 """
 
 import json
