@@ -1,7 +1,7 @@
 """The composition root: the only file that names concrete classes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from secrets import token_hex
 from threading import Event
@@ -266,25 +266,35 @@ class Assembled:
 
     def serve(self, goal: Goal) -> None:
         """Hold the lease and work, until the goal is reached or `stop` is set; who loses the lease stands by again."""
-        while not self.stop.is_set():
-            tenure = self._tenure = self.tenure()
-            try:
-                if not tenure.wait():
-                    return
-                with tenure.held():
-                    self.work(tenure, goal)
-            except LeaseLost as error:
-                logger.warning("stepped back", reason=error.message)
-                continue
-            except PyMongoError as error:
-                if judge(error) is not Verdict.TRANSIENT:
-                    raise
-                self.observer.enter(Phase.WAITING, f"trying again: {reason(error)}")
-                logger.warning("trying again", error=reason(error))
-                self.stop.wait(RETRY_SECONDS)
-                continue
-            if goal.time is not None and not tenure.over.is_set():
-                return
+        given = self.databases
+        with ExitStack() as anew:
+            while not self.stop.is_set():
+                try:
+                    if self._hold(goal):
+                        break
+                except LeaseLost as error:
+                    logger.warning("stepped back", reason=error.message)
+                except PyMongoError as error:
+                    if judge(error) not in {Verdict.TRANSIENT, Verdict.CONNECTION}:
+                        raise
+                    self._wait(error)
+                    if judge(error) is Verdict.CONNECTION:
+                        anew.close()
+                        self.databases = anew.enter_context(connect(self.config, self.observer.elected))
+        self.databases = given
+
+    def _hold(self, goal: Goal) -> bool:
+        """Wait for the lease and work under it; True when the goal is reached or `stop` is set."""
+        tenure = self._tenure = self.tenure()
+        if tenure.wait():
+            with tenure.held():
+                self.work(tenure, goal)
+        return self.stop.is_set() or (goal.time is not None and not tenure.over.is_set())
+
+    def _wait(self, error: PyMongoError) -> None:
+        self.observer.enter(Phase.WAITING, f"trying again: {reason(error)}")
+        logger.warning("trying again", error=reason(error))
+        self.stop.wait(RETRY_SECONDS)
 
     def give_up(self) -> None:
         """Leave the work that does not end to another process, which may begin at once."""

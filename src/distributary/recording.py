@@ -172,7 +172,7 @@ class Recording(Observer):
             self._forget()
 
     def elected(self) -> None:
-        """Another primary was seen."""
+        """Count an election."""
         self._elections.inc()
 
     # --- the stream and its commits -------------------------------------------------------------------------

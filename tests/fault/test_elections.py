@@ -7,10 +7,12 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from pymongo.errors import PyMongoError
+from pymongo import MongoClient
+from pymongo.errors import ConfigurationError, PyMongoError
 from pymongo.write_concern import WriteConcern
 from structlog.testing import capture_logs
 
+from distributary.cli.failures import tell
 from distributary.embedded import EmbeddedMongo, Member
 from tests.conftest import SOAK, Databases, embedded_or_skip, eventually
 from tests.fault.deployment import databases_of, serving
@@ -206,3 +208,28 @@ def test_a_deployment_that_is_away(single: EmbeddedMongo, tmp_path: Path) -> Non
             load.passes(BETWEEN)
             load._over.set()
             settled(harness)
+
+
+def test_a_connection_to_a_member_in_transition(
+    single: EmbeddedMongo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Connections that are made while a member is neither primary nor secondary are not kept for good."""
+    with (
+        databases_of(f"{single.uri}&directConnection=true") as databases,
+        single.members[0].client() as client,
+    ):
+        harness = Harness(databases, tmp_path / "modules")
+        databases.raw.orders.insert_one(_order(1, 2))
+        client.admin.command("replSetStepDown", 60, force=True)
+        client.admin.command({"replSetMaintenance": True})
+        with capture_logs() as log, serving(harness):
+            eventually(lambda: any(line["event"] == "trying again" for line in log))
+            with MongoClient[Any](databases.uri) as own, own.start_session() as session:
+                with pytest.raises(ConfigurationError) as told:
+                    own.admin.command("ping", session=session)
+                assert tell(told.value) == 3
+                assert "changing its role.\n  cure: Run it again." in capsys.readouterr().err
+            client.admin.command({"replSetMaintenance": False})
+            client.admin.command("replSetFreeze", 0)
+            settled(harness)
+    assert any("Sessions are not supported" in line.get("error", "") for line in log)

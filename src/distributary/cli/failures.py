@@ -6,6 +6,7 @@ import click
 from pymongo.errors import ConfigurationError as DriverConfigurationError
 from pymongo.errors import ConnectionFailure, InvalidURI, OperationFailure, ServerSelectionTimeoutError
 
+from distributary.engine.retry import lacks_sessions
 from distributary.errors import ConfigurationError, DistributaryError, EnvironmentFault, Fault
 from distributary.log import shown, without_credentials
 from distributary.quoting import of_error
@@ -74,6 +75,8 @@ def _echo(line: str) -> None:
 
 def of_driver(error: BaseException) -> DistributaryError | None:
     """Give what an error of the driver means to an operator, or None when that is not known."""
+    if lacks_sessions(error):
+        return EnvironmentFault("A member of the replica set was changing its role.", "Run it again.")
     if isinstance(error, DriverConfigurationError):
         return ConfigurationError([_bad_uri(error)])
     if isinstance(error, ConnectionFailure):

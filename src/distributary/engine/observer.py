@@ -71,6 +71,9 @@ class Observer:
     def held(self, *, lease: bool) -> None:
         """Note that the process holds the lease from now on, or does not any more."""
 
+    def elected(self) -> None:
+        """Note that another primary was seen."""
+
     def read(self, changes: int, seconds: float) -> None:
         """Note that a batch of the stream was read."""
 

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from pymongo.errors import (
     AutoReconnect,
+    ConfigurationError,
     ConnectionFailure,
     ExecutionTimeout,
     OperationFailure,
@@ -20,6 +21,8 @@ class Verdict(StrEnum):
     """What a failure means for the worker."""
 
     TRANSIENT = "transient"
+    #: It passes with connections that are made anew.
+    CONNECTION = "connection"
     LEASE = "lease"
     POSITION = "position"
     FATAL = "fatal"
@@ -78,6 +81,10 @@ TRANSIENT_CODES = frozenset(
     }
 )
 
+#: The driver asks a member once, when it connects, whether it has sessions. One that is just changing its role has
+#: none, and the driver keeps the connection with that answer for good.
+_NO_SESSIONS = "Sessions are not supported"
+
 _LABELS = (
     "TransientTransactionError",
     "RetryableWriteError",
@@ -104,6 +111,8 @@ def judge(error: BaseException) -> Verdict:
         return Verdict.LEASE
     if isinstance(error, PositionLost):
         return Verdict.POSITION
+    if lacks_sessions(error):
+        return Verdict.CONNECTION
     if isinstance(error, CheckpointMoved) or (isinstance(error, PyMongoError) and _passes(error)):
         return Verdict.TRANSIENT
     return Verdict.FATAL
@@ -112,6 +121,11 @@ def judge(error: BaseException) -> Verdict:
 def passes(error: OperationFailure) -> bool:
     """Whether the same work may succeed a moment later."""
     return judge(error) is Verdict.TRANSIENT
+
+
+def lacks_sessions(error: BaseException) -> bool:
+    """Whether a connection was made while its member changed its role, and is of no use from then on."""
+    return isinstance(error, ConfigurationError) and _NO_SESSIONS in str(error)
 
 
 def _passes(error: PyMongoError) -> bool:
