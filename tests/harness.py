@@ -22,7 +22,7 @@ from distributary.config import Config, load
 from distributary.derive.registry import Registry
 from distributary.derive.rollup import Rollup
 from distributary.derive.transform import Failure, derive
-from distributary.engine.parts import Goal
+from distributary.engine.wiring import Goal
 from distributary.errors import LeaseLost
 from distributary.operate.jobs import carry_out
 from distributary.operate.verify import Verification, Verifier

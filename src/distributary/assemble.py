@@ -23,7 +23,6 @@ from distributary.engine import publishing
 from distributary.engine.begin import Wanted
 from distributary.engine.observer import SILENT, Observer, Phase, Standing
 from distributary.engine.pace import Limits
-from distributary.engine.parts import Goal, Parts, Settings
 from distributary.engine.pipeline import Bounds
 from distributary.engine.precedence import Precedence
 from distributary.engine.retry import Verdict, judge, passes, reason
@@ -32,6 +31,7 @@ from distributary.engine.spans import UNTRACED, Spans
 from distributary.engine.telling import telling
 from distributary.engine.tenure import RENEWALS, Tenure
 from distributary.engine.triggers import Triggers
+from distributary.engine.wiring import Goal, Settings, Wiring
 from distributary.engine.work import Stores
 from distributary.engine.worker import Worker
 from distributary.errors import ConfigurationError, Fault, LeaseLost
@@ -228,7 +228,7 @@ class Assembled:
             code = {name: each.fingerprint for name, each in self.registry.transforms.items()}
             tenure.lease.announce(session.session_id, code)
             fence = checkpoints.raise_fence(name)
-            Worker(self._parts(stores), self.wanted(), self._settings(), fence, tenure.over).run(goal)
+            Worker(self._wiring(stores), self.wanted(), self._settings(), fence, tenure.over).run(goal)
 
     def sink(self, session: ClientSession) -> MongoSink:
         """Give what writes the derived collections, in a session of the derived deployment."""
@@ -357,9 +357,9 @@ class Assembled:
             rollups=self._fingerprints(),
         )
 
-    def _parts(self, stores: Stores) -> Parts:
+    def _wiring(self, stores: Stores) -> Wiring:
         databases, worker = self.databases, self.config.worker
-        return Parts(
+        return Wiring(
             stores=stores,
             documents=Documents(databases.raw, worker.batch_bytes),
             by_source=self.registry.by_source,

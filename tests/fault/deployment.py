@@ -11,7 +11,7 @@ from pymongo import MongoClient
 
 from distributary.assemble import Assembled
 from distributary.change import CODEC
-from distributary.engine.parts import Goal
+from distributary.engine.wiring import Goal
 from tests.conftest import Client, Databases
 from tests.harness import Harness
 from tests.least import worker_uri

@@ -10,7 +10,7 @@ from bson.json_util import CANONICAL_JSON_OPTIONS, loads
 
 from distributary.assemble import Assembled
 from distributary.change import Position
-from distributary.engine.parts import Goal
+from distributary.engine.wiring import Goal
 from distributary.errors import Failed
 from distributary.state import FORMAT, Built, Checkpoint, SourceIdentity
 from distributary.store.checkpoints import Checkpoints

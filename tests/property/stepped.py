@@ -12,7 +12,6 @@ from pymongo.errors import PyMongoError
 from distributary.assemble import Assembled
 from distributary.engine.ahead import DEPTH, Ahead, End, Slice
 from distributary.engine.derivation import Prepared
-from distributary.engine.parts import Parts
 from distributary.engine.pipeline import Pipeline, StreamEnded
 from distributary.engine.portions import Portion
 from distributary.engine.publishing import UNBOUNDED, Backlog, Outgoing
@@ -20,6 +19,7 @@ from distributary.engine.retry import Verdict, judge
 from distributary.engine.rollups import Draining
 from distributary.engine.tail import Tail
 from distributary.engine.triggers import Reader, TriggersLost, TriggerTail
+from distributary.engine.wiring import Wiring
 from distributary.engine.work import Stores
 from distributary.engine.worker import Worker
 from distributary.errors import CheckpointMoved, PositionLost
@@ -155,16 +155,16 @@ class Stepped:
         assert lease.acquire()
         lease.announce(dict(self.session.session_id), {})
         fence = checkpoints.raise_fence(name)
-        self._parts: Parts = assembled._parts(stores)
+        self._wiring: Wiring = assembled._wiring(stores)
         settings = assembled._settings()
         self._settings = replace(settings, bounds=replace(settings.bounds, linger=0))
-        self._worker = Worker(self._parts, assembled.wanted(), self._settings, fence, Event())
+        self._worker = Worker(self._wiring, assembled.wanted(), self._settings, fence, Event())
         self._tail: Tail | None = None
 
     def open(self) -> None:
         """Open the stream where the checkpoint says and commit that, if it is not open."""
         while self._tail is None:
-            source = self._parts.new_source()
+            source = self._wiring.new_source()
             try:
                 committer = self._worker._open(source)
             except TriggersLost:
@@ -177,14 +177,14 @@ class Stepped:
             bounds = self._settings.bounds
             portion = Portion(1 + bounds.changes // 3)  # so that batches are cut
             self._tail = Tail(
-                self._parts, self._settings, committer, source, Event(), NOTHING_GOES_OUT, followed, portion
+                self._wiring, self._settings, committer, source, Event(), NOTHING_GOES_OUT, followed, portion
             )
             self._tail._pipeline = ByHand(
                 source, self._tail._derivation, bounds, committer.horizon, portion=portion
             )
             self._tail._pipeline.start()
-            self._tail._draining = DrainingByHand(self._parts.groups, committer)
-            self._tail._slices.reading = AheadByHand  # type: ignore[misc]
+            self._tail._draining = DrainingByHand(self._wiring.groups, committer)
+            self._tail._jobs._slices.reading = AheadByHand  # type: ignore[misc]
             triggers = _triggers(self._tail)
             assert followed is not None
             triggers._reader = ReaderByHand(triggers._triggers, followed, committer.checkpoint.epoch)
@@ -221,8 +221,8 @@ class Stepped:
         idle = 0
         for _ in range(PATIENCE):
             self.slice()
-            idle = 0 if self._tail is not None and self._tail._job is not None else idle + 1
-            if idle > 1 or (self._tail is not None and self._tail._waiting):
+            idle = 0 if self._tail is not None and self._tail._jobs.job is not None else idle + 1
+            if idle > 1 or (self._tail is not None and self._tail._jobs.waits):
                 return
         raise AssertionError("the jobs do not end")
 

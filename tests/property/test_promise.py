@@ -33,7 +33,7 @@ from distributary.derive.plan import Owner
 from distributary.derive.records import Place
 from distributary.derive.registry import Registry
 from distributary.derive.transform import Failure, Transform, derive
-from distributary.engine import tail
+from distributary.engine import jobs
 from distributary.errors import LeaseLost
 from distributary.sink import rollups
 from distributary.state import Job, JobKind, LetterKind
@@ -647,7 +647,7 @@ def _empty(databases: Databases) -> None:
 @pytest.mark.timeout(7200)
 def test_the_promise(databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After every catch-up of any story, derived equals recomputed and letters name what is parked."""
-    monkeypatch.setattr(tail, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0)
     monkeypatch.setattr(rollups, "ROLLUP_RECORDS", 3)
     monkeypatch.setattr(rollups, "LARGE_GROUP", 2)
     story = Story(databases, tmp_path / "modules", {}, _lost(databases))

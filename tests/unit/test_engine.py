@@ -29,9 +29,9 @@ from distributary.engine.commit import Committer
 from distributary.engine.derivation import Derivation, Prepared
 from distributary.engine.horizon import Horizon
 from distributary.engine.pace import Limits
-from distributary.engine.parts import Goal, Parts, Settings
 from distributary.engine.pipeline import FEW, Bounds, Pipeline, StreamEnded
 from distributary.engine.slices import Slices
+from distributary.engine.wiring import Goal, Settings, Wiring
 from distributary.engine.work import Stores
 from distributary.engine.worker import Worker
 from distributary.errors import Failed, LeaseLost, PositionLost, TooManyDeadLetters
@@ -164,7 +164,7 @@ class Bench:
         by_source: dict[str, list[Transform]] = {}
         for each in self.plugged.transforms.values():
             by_source.setdefault(each.source, []).append(each)
-        parts = Parts(
+        wiring = Wiring(
             stores=stores,
             documents=self.raw,
             by_source=by_source,
@@ -177,7 +177,7 @@ class Bench:
             told=iter,
         )
         fence = stores.checkpoints.raise_fence("w")
-        return Worker(parts, self.plugged, self.settings, fence, stop or Event())
+        return Worker(wiring, self.plugged, self.settings, fence, stop or Event())
 
     def catch_up(self) -> None:
         """Work until now is reached."""

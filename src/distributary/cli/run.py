@@ -20,7 +20,7 @@ from distributary.config import Http, PubSub
 from distributary.derive.registry import Registry
 from distributary.endpoint import Endpoint, Page
 from distributary.engine.observer import Phase
-from distributary.engine.parts import Goal
+from distributary.engine.wiring import Goal
 from distributary.health import Verdict
 from distributary.operate.topics import published
 from distributary.pubsub.standing import refuse

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from bson import Timestamp
 from pymongo.client_session import ClientSession
@@ -21,7 +21,7 @@ from distributary.engine.horizon import Horizon
 from distributary.engine.observer import SILENT, Observer, Part
 from distributary.engine.parked import Parked
 from distributary.engine.sources import attached, built_by, changed, with_shared
-from distributary.engine.work import Finished, Stores, Unwanted, Work, parts
+from distributary.engine.work import Finished, Stores, Unwanted, Work, fitting
 from distributary.ports.events import Commit, Held, Put
 from distributary.ports.records import Behind, RecordState, Shown, TooMuch
 from distributary.ports.rollups import Drained, Group, Marked, RollupRefused
@@ -34,6 +34,11 @@ from distributary.state import (
     LetterKey,
     LetterKind,
 )
+
+T = TypeVar("T")
+
+#: The end of a transaction: what is committed, and what was done for it.
+_Finish = Callable[[Work, ClientSession, Outcome], None]
 
 #: Parked documents whose records are carried into shadows at once.
 CARRIED = 200
@@ -200,82 +205,93 @@ class Committer:
         def still_parked(session: ClientSession) -> list[Any]:
             return [each.key for each in self._stores.letters.still_parked(keys, session)]
 
-        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
+        sink, shadows, work = self._stores.sink, self.checkpoint.shadows, self._beside(job)
         try:
-            self._stores.sink.carry(
-                transform, still_parked, self.checkpoint.shadows, finishing, missing=missing
+            self._finished_by(
+                lambda finish: sink.carry(
+                    transform, still_parked, shadows, lambda *end: finish(work, *end), missing=missing
+                )
             )
         except TooMuch:
             half = len(keys) // 2
             self._carry(job, transform, keys[:half], missing=missing)
             self._carry(job, transform, keys[half:], missing=missing)
-        else:
-            self.checkpoint = finishing.checkpoint
 
     def copy(self, job: Job, name: str, onto: str, limit: int, shared: str | None = None) -> Job:
         """Copy the next records of a collection, and give the job behind them; at the end nothing is behind.
 
         Of parts that are copied, the records in `shared` are put together anew.
         """
-        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
+        sink = self._stores.sink
 
-        def finish(session: ClientSession, behind: Behind) -> None:
-            nonlocal finishing
-            finishing = _Finishing(self, Work([], [], self.checkpoint, progress=replace(job, after=behind)))
-            finishing(session, Outcome())
+        def after(behind: Behind) -> Job:
+            return replace(job, after=behind)
 
-        behind = self._stores.sink.copy(name, onto, job.after, limit, finish, shared)
-        self.checkpoint = finishing.checkpoint
-        return replace(job, after=behind)
+        behind, _ = self._finished_by(
+            lambda finish: sink.copy(
+                name,
+                onto,
+                job.after,
+                limit,
+                lambda session, behind: finish(self._beside(after(behind)), session, Outcome()),
+                shared,
+            )
+        )
+        return after(behind)
 
     def settle(self, drained: Sequence[Drained]) -> Outcome:
         """Commit pending groups of rollups that were computed; what the server does not take stays with its error."""
         if not drained:
             return Outcome()
-        finishing = _Finishing(self, Work([], [], self.checkpoint))
+        sink, version, work = self._stores.sink, self.checkpoint.version, self._beside()
         try:
-            outcome = self._stores.sink.settle(drained, self.checkpoint.version, finishing)
+            outcome, _ = self._finished_by(
+                lambda finish: sink.settle(drained, version, lambda *end: finish(work, *end))
+            )
         except RollupRefused as error:
             if len(drained) == 1:
                 return self.settle([drained[0]._replace(document=None, error=error.reason)])
             half = len(drained) // 2
             return self.settle(drained[:half]) + self.settle(drained[half:])
-        self.checkpoint = finishing.checkpoint
         self.observer.wrote(outcome, ())
         return outcome
 
-    def aside(self, work: Callable[[ClientSession], None]) -> None:
-        """Do something in a transaction of its own, under the fence."""
-        finishing = _Finishing(self, Work([], [], self.checkpoint))
+    def aside(self, write: Callable[[ClientSession], None]) -> None:
+        """Write something in a transaction of its own, under the fence."""
+        self._aside(self._beside(), write)
 
-        def finish(session: ClientSession, outcome: Outcome) -> None:
-            work(session)
-            finishing(session, outcome)
+    def _aside(self, work: Work, write: Callable[[ClientSession], None]) -> None:
+        def written(finish: _Finish) -> None:
+            def end(session: ClientSession, outcome: Outcome) -> None:
+                write(session)
+                finish(work, session, outcome)
 
-        self._stores.sink.mark([], finish)
-        self.checkpoint = finishing.checkpoint
+            self._stores.sink.mark([], end)
+
+        self._finished_by(written)
 
     def mark(self, job: Job, checkpoint: Checkpoint, groups: Sequence[Group]) -> None:
         """Let groups of rollups be pending, and commit the job and the checkpoint behind that."""
-        finishing = _Finishing(self, Work([], [], checkpoint, progress=job))
-        self._stores.sink.mark(groups, finishing)
-        self.checkpoint = finishing.checkpoint
+        sink, work = self._stores.sink, Work([], [], checkpoint, progress=job)
+        self._finished_by(lambda finish: sink.mark(groups, lambda *end: finish(work, *end)))
         self.marks += len(groups)
 
     def mark_next(self, job: Job, rollup: str, limit: int, *, stored: bool) -> Job:
         """Let the next groups of a rollup be pending, and give the job behind them; at the end nothing is behind."""
-        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
+        sink = self._stores.sink
 
         def after(marked: Marked) -> Job:
             return replace(job, after=marked.behind, documents=job.documents + marked.documents)
 
-        def finish(session: ClientSession, marked: Marked) -> None:
-            nonlocal finishing
-            finishing = _Finishing(self, Work([], [], self.checkpoint, progress=after(marked)))
-            finishing(session, Outcome())
-
-        marked = self._stores.sink.mark_next(rollup, job.after, limit, finish, stored=stored)
-        self.checkpoint = finishing.checkpoint
+        marked, _ = self._finished_by(
+            lambda finish: sink.mark_next(
+                rollup,
+                job.after,
+                limit,
+                lambda session, marked: finish(self._beside(after(marked)), session, Outcome()),
+                stored=stored,
+            )
+        )
         self.marks += 1
         return after(marked)
 
@@ -284,35 +300,32 @@ class Committer:
 
         It is done then if there are no more, and it `ends` there.
         """
-        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=job))
+        sink = self._stores.sink
 
         def after(shown: Shown) -> Job:
             left = replace(job, keys=shown.behind) if job.keys else replace(job, after=shown.behind)
             return replace(left, documents=job.documents + len(shown.states), done=ends and not shown.behind)
 
-        def finish(session: ClientSession, shown: Shown) -> None:
-            nonlocal finishing
-            finishing = _Finishing(self, Work([], [], self.checkpoint, progress=after(shown)))
-            finishing(session, Outcome(states=list(shown.states)))
+        def written(finish: _Finish) -> Shown:
+            def end(session: ClientSession, shown: Shown) -> None:
+                finish(self._beside(after(shown)), session, Outcome(states=list(shown.states)))
+
+            return sink.show(job.source, job.after, limit, end, job.keys)
 
         with self.observer.spans.transaction():
-            shown = self._stores.sink.show(job.source, job.after, limit, finish, job.keys)
-        self._finished(finishing)
+            shown, _ = self._finished_by(written)
         return after(shown)
 
     def send_again(self, job: Job) -> Job:
         """Let the refused events that a job names be sent again, and give the job, which is done."""
         done = replace(job, keys=(), documents=job.documents + len(job.keys), done=True)
-        finishing = _Finishing(self, Work([], [], self.checkpoint, progress=done))
         held = Held()
 
-        def finish(session: ClientSession, outcome: Outcome) -> None:
+        def readmit(session: ClientSession) -> None:
             nonlocal held
             held = self._stores.outbox.readmit(job.keys, session)
-            finishing(session, outcome)
 
-        self._stores.sink.mark([], finish)
-        self._finished(finishing)
+        self._aside(self._beside(done), readmit)
         self._told(held)
         return done
 
@@ -353,10 +366,10 @@ class Committer:
         if work.alone:
             free = [item for item in work.desired if not self._parked.is_contested(item.owner)]
             work = replace(work, desired=free)
-        *former, last = parts(work.desired)
+        *former, last = fitting(work.desired)
         outcome = Outcome()
-        for part in former:
-            outcome += self._divided(work.former(part, self.checkpoint))
+        for some in former:
+            outcome += self._divided(work.former(some, self.checkpoint))
         return outcome + self._divided(work.last(last, self.checkpoint))
 
     def _share(self) -> Mapping[str, frozenset[str]]:
@@ -387,10 +400,15 @@ class Committer:
         """Put all shared records of a collection together from their parts, some at a time."""
         behind: Behind | None = None
         while behind != ():
-            finishing = _Finishing(self, Work([], [], self.checkpoint))
-            behind = self._stores.sink.assemble(collection, behind or (), ASSEMBLED, finishing)
-            self._finished(finishing)
+            behind = self._assembled(collection, behind or ())
             self.marks += 1
+
+    def _assembled(self, collection: str, after: Behind) -> Behind:
+        sink, work = self._stores.sink, self._beside()
+        behind, _ = self._finished_by(
+            lambda finish: sink.assemble(collection, after, ASSEMBLED, lambda *end: finish(work, *end))
+        )
+        return behind
 
     def _divided(self, work: Work) -> Outcome:
         """Commit a transaction; one that is too large, or of which MongoDB refuses much, is halved."""
@@ -406,30 +424,45 @@ class Committer:
         return outcome + self._divided(work.last(work.desired[half:], self.checkpoint))
 
     def _transact(self, work: Work) -> Outcome:
-        """Commit one transaction; what is remembered here changes only after that."""
-        finishing = _Finishing(self, work)
-        entries = work.checkpoint.transforms
+        """Commit one transaction."""
+        sink, entries = self._stores.sink, work.checkpoint.transforms
         with self.observer.spans.transaction():
-            outcome = self._stores.sink.write(
-                work.desired,
-                {name: built.places for name, built in entries.items()},
-                finishing,
-                work.foreign,
-                [name for name, built in entries.items() if built.unplugged],
-                work.checkpoint.shadows,
-                alone=work.alone,
-                defer=work.defer,
-                states=work.states,
+            outcome, finished = self._finished_by(
+                lambda finish: sink.write(
+                    work.desired,
+                    {name: built.places for name, built in entries.items()},
+                    lambda *end: finish(work, *end),
+                    work.foreign,
+                    [name for name, built in entries.items() if built.unplugged],
+                    work.checkpoint.shadows,
+                    alone=work.alone,
+                    defer=work.defer,
+                    states=work.states,
+                )
             )
             self.observer.spans.wrote(outcome)
         self.marks += outcome.pending
-        self._parked.note(finishing.letters, finishing.resolved)
-        self._finished(finishing)
-        self.observer.wrote(outcome, finishing.letters)
+        self.observer.wrote(outcome, finished.letters)
         outcome.states.clear()
         return outcome
 
-    def finish(self, work: Work, session: ClientSession, outcome: Outcome) -> Finished:
+    def _finished_by(self, write: Callable[[_Finish], T]) -> tuple[T, Finished]:
+        """Let something be written in one transaction whose end calls what is given here.
+
+        Called again where the transaction is repeated, the last call counts. What is remembered changes behind it.
+        """
+        finished: Finished | None = None
+
+        def finish(work: Work, session: ClientSession, outcome: Outcome) -> None:
+            nonlocal finished
+            finished = self._finish(work, session, outcome)
+
+        written = write(finish)
+        assert finished is not None
+        self.committed(finished)
+        return written, finished
+
+    def _finish(self, work: Work, session: ClientSession, outcome: Outcome) -> Finished:
         """Write what goes with the records, inside their transaction, and last the checkpoint with the fence."""
         letters, resolved = self._parked.write(work, outcome, self.checkpoint.position, session)
         self._stores.jobs.ask(work.asked, session)
@@ -455,43 +488,13 @@ class Committer:
         commit = Commit(checkpoint.position, checkpoint.revision + 1, newest, self.observer.spans.trace)
         return self._stores.outbox.put(events, states, commit, session)
 
-    def committed(self, checkpoint: Checkpoint, put: Put) -> None:
+    def committed(self, finished: Finished) -> None:
         """Note what was committed."""
-        self.checkpoint = checkpoint
-        self._told(put.held)
+        self._parked.note(finished.letters, finished.resolved)
+        self.checkpoint = finished.checkpoint
+        self._told(finished.put.held)
         self.observer.beat(Part.WORK)
 
-    def _finished(self, finishing: "_Finishing") -> None:
-        self.committed(finishing.checkpoint, finishing.put)
-
-
-class _Finishing:
-    """The end of one transaction; called again when it is repeated, and then the last call counts."""
-
-    def __init__(self, committer: Committer, work: Work) -> None:
-        self._committer = committer
-        self._work = work
-        self._finished = Finished([], [], work.checkpoint)
-
-    def __call__(self, session: ClientSession, outcome: Outcome) -> None:
-        self._finished = self._committer.finish(self._work, session, outcome)
-
-    @property
-    def letters(self) -> list[Letter]:
-        """What was parked."""
-        return self._finished.letters
-
-    @property
-    def resolved(self) -> list[LetterKey]:
-        """What was parked and is no more."""
-        return self._finished.resolved
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """What was saved."""
-        return self._finished.checkpoint
-
-    @property
-    def put(self) -> Put:
-        """What was put into the outbox."""
-        return self._finished.put
+    def _beside(self, progress: Job | None = None) -> Work:
+        """Give what a transaction commits beside what it writes: no records, and the progress of a job."""
+        return Work([], [], self.checkpoint, progress=progress)

@@ -14,6 +14,7 @@ from distributary.derive.records import RawDocument
 from distributary.derive.transform import Failure
 from distributary.derive.trigger import Effects, Event, Reacted, Seen, Trigger
 from distributary.engine.commit import TOO_LARGE, Committer
+from distributary.engine.work import Finished
 from distributary.ports.events import Put
 from distributary.ports.records import TooMuch
 from distributary.ports.sink import ManyRefused, Outcome
@@ -184,7 +185,7 @@ class Reactions:
             outcome = stores.sink.write([each.desired for each in work.effects], self._collections, finish)
             spans.wrote(outcome)
         self._committer.marks += outcome.pending
-        self._committer.committed(saved, put)
+        self._committer.committed(Finished([], [], saved, put))
         self._committer.observer.wrote(outcome, work.letters)
         for queue, token in work.parked:
             self._queues[queue].add(token)

@@ -11,8 +11,8 @@ from distributary.ports.stores import CheckpointStore, JobStore, LetterStore
 from distributary.state import Checkpoint, Job, Letter, LetterKey
 
 #: What one transaction holds at most; more of a batch follows in others, before the position moves.
-PART_RECORDS = 60_000
-PART_BYTES = 48 * 1024 * 1024
+FIT_RECORDS = 60_000
+FIT_BYTES = 48 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class Work:
     states: bool = False
 
     def former(self, desired: Sequence[Desired], checkpoint: Checkpoint) -> "Work":
-        """Give what goes ahead of the last part: records alone, and at the checkpoint of now as of when they may be."""
+        """Give what goes ahead of the last: records alone, at the checkpoint of now, as of when they may be."""
         ahead = replace(checkpoint, ahead=self.checkpoint.ahead)
         return replace(
             self, desired=desired, letters=(), checkpoint=ahead, asked=(), progress=None, foreign=()
         )
 
     def last(self, desired: Sequence[Desired], checkpoint: Checkpoint) -> "Work":
-        """Give the last part, with all else that is committed; it writes over the checkpoint of now."""
+        """Give the last of them, with all else that is committed; it writes over the checkpoint of now."""
         return replace(
             self, desired=desired, checkpoint=replace(self.checkpoint, revision=checkpoint.revision)
         )
@@ -74,15 +74,15 @@ class Finished(NamedTuple):
     letters: list[Letter]
     resolved: list[LetterKey]
     checkpoint: Checkpoint
-    put: Put = Put()
+    put: Put
 
 
-def parts(desired: Sequence[Desired]) -> list[Sequence[Desired]]:
+def fitting(desired: Sequence[Desired]) -> list[Sequence[Desired]]:
     """Cut what documents yield into what one transaction holds."""
     cuts, records, size = [0], 0, 0
     for index, item in enumerate(desired):
         more, larger = len(item.records), item.size
-        if records and (records + more > PART_RECORDS or size + larger > PART_BYTES):
+        if records and (records + more > FIT_RECORDS or size + larger > FIT_BYTES):
             cuts.append(index)
             records = size = 0
         records, size = records + more, size + larger

@@ -21,13 +21,13 @@ from distributary.engine.breaker import Breaker
 from distributary.engine.commit import Committer
 from distributary.engine.looking import Looking
 from distributary.engine.observer import Part, Phase
-from distributary.engine.parts import Goal, Parts, Settings
 from distributary.engine.pipeline import StreamEnded
 from distributary.engine.portions import Portion
 from distributary.engine.publishing import Backlog, Outgoing, Publishing
 from distributary.engine.retry import Verdict, judge, reason
 from distributary.engine.tail import Tail
 from distributary.engine.triggers import TriggersLost, follow
+from distributary.engine.wiring import Goal, Settings, Wiring
 from distributary.errors import POSITION_CURE, ConfigurationError, Fault, PositionLost
 from distributary.log import get_logger
 from distributary.ports.source import Changes, Source, Start
@@ -43,8 +43,8 @@ LOSSES = 3
 class Worker:
     """One holder of the lease, from the checkpoint until it is told to stop."""
 
-    def __init__(self, parts: Parts, wanted: Wanted, settings: Settings, fence: int, stop: Event) -> None:
-        self._parts = parts
+    def __init__(self, wiring: Wiring, wanted: Wanted, settings: Settings, fence: int, stop: Event) -> None:
+        self._wiring = wiring
         self._wanted = wanted
         self._settings = settings
         self._fence = fence
@@ -53,7 +53,7 @@ class Worker:
         self._losses = 0
         self._portion = Portion(settings.bounds.changes)
         self._followed: Changes | None = None
-        self._observer = parts.observer
+        self._observer = wiring.observer
         self._backlog = Backlog(settings.outbox, self._observer)
         self._published: Publishing | None = None
 
@@ -74,12 +74,12 @@ class Worker:
     @contextmanager
     def _publishing(self, patient: Retrying) -> Iterator[None]:
         """Publish beside the work, if anything is to be published."""
-        if self._parts.new_publisher is None:
+        if self._wiring.new_publisher is None:
             yield
             return
-        patient(self._backlog.count, self._parts.stores.outbox.held)
+        patient(self._backlog.count, self._wiring.stores.outbox.held)
         self._published = Publishing(
-            self._parts.stores.outbox, self._parts.new_publisher(), self._backlog, self._observer
+            self._wiring.stores.outbox, self._wiring.new_publisher(), self._backlog, self._observer
         )
         self._published.start()
         try:
@@ -90,10 +90,10 @@ class Worker:
     @contextmanager
     def _looking(self) -> Iterator[None]:
         """Look now and then what is left to be done, if anybody wants to know."""
-        if self._parts.look is None:
+        if self._wiring.look is None:
             yield
             return
-        looking = Looking(self._parts.look, self._observer)
+        looking = Looking(self._wiring.look, self._observer)
         looking.start()
         try:
             yield
@@ -118,13 +118,13 @@ class Worker:
 
         A failure after something was committed gives False, so that the next one is waited out from the start.
         """
-        source = self._parts.new_source()
+        source = self._wiring.new_source()
         tail: Tail | None = None
         try:
             committer = self._open(source)
             outgoing = Outgoing(self._backlog, self._published, self._stop.wait, self._observer)
             tail = Tail(
-                self._parts,
+                self._wiring,
                 self._settings,
                 committer,
                 source,
@@ -159,12 +159,12 @@ class Worker:
 
     def _lose(self, error: PositionLost, *, opened: bool) -> None:
         """Note that the position is lost, so that the next stream opens at the present; raises when it may not."""
-        before = self._parts.stores.checkpoints.load(self._wanted.worker)
+        before = self._wiring.stores.checkpoints.load(self._wanted.worker)
         if before is None:
             raise PositionLost(error.message, "Begin elsewhere: change worker.start.") from error
-        made_good = opened and not any(job.gap for job in self._parts.stores.jobs.open())
+        made_good = opened and not any(job.gap for job in self._wiring.stores.jobs.open())
         self._losses = 1 if made_good else self._losses + 1
-        lost = gap.uncertain(error, before.position.time, self._parts.newest())
+        lost = gap.uncertain(error, before.position.time, self._wiring.newest())
         if not self._settings.resync:
             raise lost from error
         if self._losses >= LOSSES:
@@ -177,16 +177,16 @@ class Worker:
         beginning = self._begin(source)
         if beginning.changed:
             log.warning("code changed", transforms=beginning.changed)
-        self._parts.prepare()
+        self._wiring.prepare()
         checkpoint, breaker = self._follow(beginning.checkpoint), Breaker(*self._settings.breaker)
-        self._parts.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
-        stores, told = self._parts.stores, self._backlog.add
+        self._wiring.documents.not_before(max(checkpoint.ahead, checkpoint.position.time))
+        stores, told = self._wiring.stores, self._backlog.add
         committer = Committer(
             stores, self._wanted.transforms, checkpoint, self._fence, breaker, told, self._observer
         )
         committer.begin(beginning.jobs, freed=beginning.freed)
-        while not self._parts.is_tidy():
-            committer.aside(self._parts.tidy)
+        while not self._wiring.is_tidy():
+            committer.aside(self._wiring.tidy)
         self._lost = self._triggers_lost = False
         self._observer.enter(Phase.ACTIVE)
         log.info(
@@ -200,16 +200,16 @@ class Worker:
 
     def _follow(self, checkpoint: Checkpoint) -> Checkpoint:
         """Open the stream of the triggers, if there are any, and give the checkpoint with its position."""
-        if self._parts.triggers is None:
+        if self._wiring.triggers is None:
             left = checkpoint.triggers and replace(checkpoint.triggers, collections=frozenset())
             return replace(checkpoint, triggers=left)
-        newest, lost = self._parts.newest(), self._triggers_lost
-        self._followed, checkpoint = follow(self._parts.triggers, checkpoint, newest, lost=lost)
+        newest, lost = self._wiring.newest(), self._triggers_lost
+        self._followed, checkpoint = follow(self._wiring.triggers, checkpoint, newest, lost=lost)
         return checkpoint
 
     def _begin(self, source: Source) -> Beginning:
-        before = self._parts.stores.checkpoints.load(self._wanted.worker)
-        jobs = self._parts.stores.jobs
+        before = self._wiring.stores.checkpoints.load(self._wanted.worker)
+        jobs = self._wiring.stores.jobs
         if before is None:
             self._refuse_shared()
             return begin.first(self._wanted, source.open(self._wanted.start))
@@ -217,7 +217,7 @@ class Worker:
             return begin.lost(self._wanted, before, source.open(Start()), jobs.open())
         self._refuse_shared()
         beginning = begin.resumed(self._wanted, before, [*jobs.open(), *jobs.declined()])
-        if before.position.time > self._parts.newest():
+        if before.position.time > self._wiring.newest():
             raise PositionLost(
                 f"The position ({before.position.time.as_datetime():%Y-%m-%d %H:%M:%S} UTC) lies in the source's "
                 "future: the source was restored from a backup, or is another one.",
@@ -231,10 +231,10 @@ class Worker:
 
     def _refuse_shared(self) -> None:
         """Refuse derived collections that another worker writes: one writer knows who owns what."""
-        claimed = self._parts.stores.checkpoints.claimed(self._wanted.worker)
+        claimed = self._wiring.stores.checkpoints.claimed(self._wanted.worker)
         named = {name for each in self._wanted.transforms.values() for name in each.collections}
         named |= self._wanted.rollups.keys()
-        named |= self._parts.triggers.filled if self._parts.triggers else frozenset()
+        named |= self._wiring.triggers.filled if self._wiring.triggers else frozenset()
         shared = sorted(named & claimed.keys())
         if shared:
             raise ConfigurationError(

@@ -41,7 +41,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Wiring:
     """What the worker drives; `tidy` removes, in a transaction, some of what nobody wants any more, until `is_tidy`."""
 
     stores: Stores
