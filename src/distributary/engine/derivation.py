@@ -121,13 +121,6 @@ class Derivation:
         Documents that the changes do not carry, or that may be shown as of a later time already, are read: as
         of the batch's end where the server still has that state, and those that are shown as of a later time
         as of the newest one. What is read as of the newest time is all read as of the same.
-
-        What does not fit into memory is cut off in front of the first change of a document that was not derived, and
-        between two cluster times. Documents in front of the cut are shown as of the cut: where one of them changes
-        behind it too, all in front is derived once more for itself. Only the changes of one cluster time that do
-        not fit together are torn. Then those of documents in front of the cut show all of that time, and what is
-        behind the cut comes without them; a worker that starts again at the cut gets them once more, and reads
-        them, since the checkpoint says as of when records may be shown (`ahead`).
         """
         version = horizon.version
         first, end = (
@@ -136,16 +129,29 @@ class Derivation:
         latest = collapse(batch.changes, None if horizon.is_behind(first) else horizon.shown)
         reading = _Reading(self, latest, end, horizon)
         derived = self._derive(reading.items(), self.transforms, self.most)
-        desired, failed, states, read = derived.desired, letters(derived.failed), reading.states, reading.read
+        prepared = Prepared(
+            _bare(batch), derived.desired, letters(derived.failed), reading.states, reading.read, version
+        )
         if reading.done == len(latest):
-            return Prepared(_bare(batch), desired, failed, states, read, version)
-        shown = {_place(item) for item in latest[: reading.done]}
+            return prepared
+        return self._cut(batch, prepared, {_place(item) for item in latest[: reading.done]}, horizon)
+
+    def _cut(self, batch: Batch, prepared: Prepared, shown: Collection[Place], horizon: Horizon) -> Prepared:
+        """Cut off what does not fit into memory; only the documents at the places `shown` were derived.
+
+        The cut is in front of the first change of a document that was not derived, and between two cluster times.
+        Documents in front of the cut are shown as of the cut: where one of them changes behind it too, all in front is
+        derived once more for itself. Only the changes of one cluster time that do not fit together are torn. Then those
+        of documents in front of the cut show all of that time, and what is behind the cut comes without them; a worker
+        that starts again at the cut gets them once more, and reads them, since the checkpoint says as of when records
+        may be shown (`ahead`).
+        """
         cut = next(index for index, each in enumerate(batch.changes) if _changed(each) not in shown)
         whole = _beginning(batch.changes, cut)
         if whole and (whole < cut or any(_changed(each) in shown for each in batch.changes[cut:])):
             return self._whole(batch, whole, horizon)
         head, rest = _halves(batch, cut, shown)
-        return Prepared(_bare(head), desired, failed, states, read, version, rest)
+        return prepared._replace(batch=_bare(head), rest=rest)
 
     def _whole(self, batch: Batch, cut: int, horizon: Horizon) -> Prepared:
         """Derive what is in front of a cut between two cluster times, as of the cut."""

@@ -362,7 +362,22 @@ class Rebuilds:
         return self._swap(swapping)
 
     def _swap(self, job: Job) -> Job:
-        """Let the shadows take their places, each in one step, and note that the job's code built them.
+        """Let the shadows take their places, and note that the job's code built them."""
+        if not self._put_over(job):
+            return self._anew(job)
+        checkpoint = self._built_by(job)
+        done = replace(job, done=True, stage="done", after=())
+        due = [LetterKey(name, key) for name in job.transforms for key in self._committer.parked_keys(name)]
+        asked = [*self._following(job, checkpoint), *self._tellings(checkpoint.shadows)]
+        brought_back = self._previous(job) if job.kind is JobKind.UNDO else {}
+        self._committer.progress(done, replace(checkpoint, rebuilding=None), asked, due)
+        for name, known in brought_back.items():
+            self._shelf.drop(name, known)
+        self._tell(job)
+        return done
+
+    def _put_over(self, job: Job) -> bool:
+        """Put each shadow over its collection in one step; False when one is not there any more.
 
         What is there already was put there before a crash.
         """
@@ -378,8 +393,13 @@ class Rebuilds:
             if there.get(name) == shadow.id:
                 continue
             if there.get(shadow.name) != shadow.id:
-                return self._anew(job)
+                return False
             self._shelf.put(shadow.name, shadow.id, name, there.get(name))
+        return True
+
+    def _built_by(self, job: Job) -> Checkpoint:
+        """Give the checkpoint with the job's code as what built its collections."""
+        checkpoint = self._committer.checkpoint
         for name, fingerprint in job.code.items():
             entry = checkpoint.transforms[name]
             checkpoint = checkpoint.with_built(
@@ -392,15 +412,7 @@ class Rebuilds:
                     shared_by=fingerprint,
                 ),
             )
-        done = replace(job, done=True, stage="done", after=())
-        due = [LetterKey(name, key) for name in job.transforms for key in self._committer.parked_keys(name)]
-        asked = [*self._following(job, checkpoint), *self._tellings(checkpoint.shadows)]
-        brought_back = self._previous(job) if job.kind is JobKind.UNDO else {}
-        self._committer.progress(done, replace(checkpoint, rebuilding=None), asked, due)
-        for name, known in brought_back.items():
-            self._shelf.drop(name, known)
-        self._tell(job)
-        return done
+        return checkpoint
 
     def _tell(self, job: Job) -> None:
         """Log the end of a rebuild, and what nobody is told of though there is a topic for it."""
