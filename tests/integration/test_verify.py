@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from bson import Binary, Int64, Regex, Timestamp, encode
 from bson.raw_bson import RawBSONDocument
+from pymongo.collection import Collection
 from pymongo.database import Database
 
 from distributary.assemble import Assembled
@@ -351,13 +352,16 @@ def test_what_changed_since_a_worker_stopped_is_a_difference_and_said_to_be_behi
     assert "distributary run" in lines[-2]
 
 
+@dataclass(frozen=True)
 class Restless(Sides):
-    """Sides of which a document changes before each look at the source."""
+    """Sides of which somebody changes a document before each look at the source."""
+
+    people: Collection[Any]
 
     @property
     def documents(self) -> Documents:
         """The source's documents, one of them changed."""
-        self.raw.people.update_one({"_id": 1}, [{"$set": {"name": {"$concat": ["$name", "!"]}}}])
+        self.people.update_one({"_id": 1}, [{"$set": {"name": {"$concat": ["$name", "!"]}}}])
         return Documents(self.raw)
 
 
@@ -365,7 +369,8 @@ def test_a_document_that_keeps_changing_without_a_worker_is_unsettled(harness: H
     """It is counted, and is no difference."""
     with harness.assembled() as assembled:
         sides = assembled.sides()
-        restless = Restless(**{each.name: getattr(sides, each.name) for each in fields(sides)})
+        given = {each.name: getattr(sides, each.name) for each in fields(sides)}
+        restless = Restless(**given, people=harness.databases.raw.people)
         found = Verifier(restless, assembled.registry.transforms, assembled.watch()).run()
     assert (found.unsettled, found.equal, found.alive) == (1, True, False)
 
